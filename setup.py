@@ -1,0 +1,33 @@
+"""Package metadata; the exact tested versions stand in constraints.txt, tool settings in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+DEV = ["hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "ruff~=0.17"]
+QUICKSTART = ["gguf>=0.19", "matplotlib>=3.9", "scikit-learn>=1.5"]
+
+setup(
+    name="instruct-flamingo",
+    version="3.0.0.dev0",
+    description="Fine-tune and serve Flamingo-style multi-modal language models on your own instruction data",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=["open_flamingo", "open_flamingo.*", "instruction_dataset", "instruction_dataset.*"]
+    ),
+    package_data={"open_flamingo.instruction_tuning": ["tuning_config/*.json"]},
+    install_requires=[
+        "einops>=0.8",
+        "numpy>=2.0",
+        "open_clip_torch>=3.3,<4",
+        "peft>=0.21,<0.22",
+        "pillow>=11",
+        "rouge-score>=0.1.2",
+        "safetensors>=0.6",
+        "tensorboard>=2.19",
+        "torch>=2.14",
+        "torchvision>=0.29",
+        "tqdm>=4.66",
+        "transformers>=5.23,<5.24",
+    ],
+    extras_require={"quickstart": QUICKSTART, "dev": DEV, "all": QUICKSTART + DEV},
+)
