@@ -1,0 +1,1 @@
+"""One module per source dataset, each turning it into instruction records."""

@@ -1,0 +1,119 @@
+"""scikit-learn's 1,797 handwritten digits as questions about one image or two.
+
+Split by image, so no held out image is ever trained on; nothing is downloaded, so it serves as the small real dataset.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from instruction_dataset.records import Record, image_tag, write_json
+
+TRAIN_IMAGES = 1500
+IMAGE_SIZE = 64
+BRIGHTEST = 16
+PAIRS = {"train": 3000, "held_out": 297}
+RATIOS = {"which": 70, "larger": 15, "sum": 15}
+
+
+def write_digits(folder: Path, seed: int) -> Path:
+    """Write images, datasets and configs of both splits under `folder`; the path of the training config.
+
+    Raises ValueError where scikit-learn, which holds the digits, is not installed.
+    """
+    pixels, labels = _load()
+    _write_images(folder, pixels)
+    rng = random.Random(seed)
+    order = list(range(len(labels)))
+    rng.shuffle(order)
+    for split, images in (("train", order[:TRAIN_IMAGES]), ("held_out", order[TRAIN_IMAGES:])):
+        datasets = {
+            "which": [_which(image, labels) for image in images],
+            "larger": _pair_records(_larger, images, labels, PAIRS[split], rng),
+            "sum": _pair_records(_sum, images, labels, PAIRS[split], rng),
+        }
+        _write_split(folder, split, datasets)
+    return folder / "train.json"
+
+
+def _load() -> tuple[np.ndarray, list[int]]:
+    try:
+        # imported here: the command's --help must work, and fast, without scikit-learn
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ValueError("the digits come with scikit-learn; run `pip install scikit-learn`") from error
+    digits = load_digits()
+    return digits.images, digits.target.tolist()
+
+
+def _write_images(folder: Path, pixels: np.ndarray) -> None:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, grid in enumerate(tqdm(pixels, desc="images", unit="image")):
+        grey = Image.fromarray((grid * (255 / BRIGHTEST)).round().astype(np.uint8))
+        grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).save(folder / _image_path(number))
+
+
+def _image_path(number: int) -> str:
+    return f"images/{number:04d}.png"
+
+
+def _write_split(folder: Path, split: str, datasets: dict[str, list[Record]]) -> None:
+    config = []
+    for name, records in datasets.items():
+        path = folder.resolve() / f"{name}_{split}.json"
+        write_json(path, [asdict(record) for record in records])
+        config.append(
+            {
+                "dataset_name": f"digits-{name}",
+                "json_path": str(path),
+                "img_dir": str(folder.resolve()),
+                "ratio": RATIOS[name],
+            }
+        )
+    write_json(folder / f"{split}.json", config)
+
+
+def _which(image: int, labels: list[int]) -> Record:
+    return Record(image_tag(_image_path(image)) + "Which digit is shown?", str(labels[image]))
+
+
+def _larger(first: int, second: int, labels: list[int]) -> Record | None:
+    """The larger of two digits; None for equal digits, where neither is."""
+    if labels[first] == labels[second]:
+        return None
+    return Record(_pair(first, second) + "Which of the two is larger?", str(max(labels[first], labels[second])))
+
+
+def _sum(first: int, second: int, labels: list[int]) -> Record | None:
+    return Record(_pair(first, second) + "What is their sum?", str(labels[first] + labels[second]))
+
+
+def _pair(first: int, second: int) -> str:
+    return image_tag(_image_path(first)) + image_tag(_image_path(second))
+
+
+def _pair_records(
+    ask: Callable[[int, int, list[int]], Record | None],
+    images: list[int],
+    labels: list[int],
+    count: int,
+    rng: random.Random,
+) -> list[Record]:
+    """`count` different records over random ordered pairs of different images."""
+
+    def draw() -> Iterator[Record]:
+        seen: set[tuple[int, int]] = set()
+        while True:
+            first, second = rng.sample(images, 2)
+            record = ask(first, second, labels)
+            if record is not None and (first, second) not in seen:
+                seen.add((first, second))
+                yield record
+
+    return list(islice(draw(), count))
