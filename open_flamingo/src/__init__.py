@@ -1,0 +1,1 @@
+"""The model: vision tower, resampler, gated cross-attention and their splice into a language model."""

@@ -1,0 +1,156 @@
+"""Flamingo: images and interleaved text in, a causal language model's output out."""
+
+# b batch, T images per sample, N real images of the batch, F frames, v visual tokens, n latents, t text tokens, d width
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from open_flamingo.src.flamingo_lm import FlamingoLayer, inject
+from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
+from open_flamingo.src.media import Media, conditioned
+from open_flamingo.src.vision import visual_tokens
+
+
+class Flamingo(nn.Module):
+    """A frozen vision tower, a resampler, and a language model with gated cross-attention (arXiv:2204.14198)."""
+
+    def __init__(
+        self,
+        vision_encoder: nn.Module,
+        lang_encoder: nn.Module,
+        eoc_token_id: int,
+        media_token_id: int,
+        vis_dim: int,
+        cross_attn_every_n_layers: int = 1,
+        *,
+        decoder_layers_attr_name: str | None = None,
+        only_attend_immediate_media: bool = True,
+    ) -> None:
+        super().__init__()
+        self.eoc_token_id = eoc_token_id
+        self.media_token_id = media_token_id
+        self.only_attend_immediate_media = only_attend_immediate_media
+        self.vision_encoder = vision_encoder
+        self.perceiver = PerceiverResampler(dim=vis_dim)
+        inject(lang_encoder, vis_dim=vis_dim, every=cross_attn_every_n_layers, attr_name=decoder_layers_attr_name)
+        self.lang_encoder = lang_encoder
+        self._cached_media: Media | None = None
+
+    @property
+    def gated_cross_attn_layers(self) -> list[GatedCrossAttentionBlock]:
+        """The gated cross-attention blocks, from the bottom up: a view, not a second registration."""
+        layers = [m for m in self.lang_encoder.modules() if isinstance(m, FlamingoLayer)]
+        return [m.gated_cross_attn_layer for m in layers if m.gated_cross_attn_layer is not None]
+
+    def forward(
+        self,
+        vision_x: Tensor | None,
+        lang_x: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        clear_conditioned_layers: bool = True,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        logits_at: Tensor | None = None,
+    ) -> Any:
+        """The language model's output for `lang_x` (b, t) and its images.
+
+        `vision_x` holds the images of each sample, (b, T, F, C, H, W) with unused slots at the end, or only the real
+        ones, (N, F, C, H, W), in reading order; None for text alone or after `cache_media`. Sample i has as many images
+        as `lang_x[i]` has `<image>` tokens: a slot beyond them is never encoded. With `logits_at` (b, t) the logits are
+        (m, vocabulary), those of its m true positions. `clear_conditioned_layers=False` keeps the images for the
+        calls that follow, as `cache_media` does. Raises ValueError where images and `<image>` tokens do not agree.
+        """
+        media = self._media(vision_x, lang_x)
+        if not clear_conditioned_layers:
+            self._keep(media)
+        with conditioned(media, logits_at):
+            return self.lang_encoder(
+                input_ids=lang_x,
+                attention_mask=attention_mask,
+                labels=labels,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+
+    @torch.no_grad()
+    def generate(
+        self, vision_x: Tensor | None, lang_x: Tensor, attention_mask: Tensor | None = None, **generation: Any
+    ) -> Tensor:
+        """Prompt and generated ids (b, t + new), by `lang_encoder.generate` with any argument it takes.
+
+        `vision_x` as in `forward`; pad `lang_x` on the left. Stops at `<|endofchunk|>` unless `eos_token_id` says
+        otherwise, and never generates `<image>`.
+        """
+        generation.setdefault("eos_token_id", self.eoc_token_id)
+        generation["suppress_tokens"] = [*(generation.get("suppress_tokens") or []), self.media_token_id]
+        with conditioned(self._media(vision_x, lang_x)):
+            return self.lang_encoder.generate(input_ids=lang_x, attention_mask=attention_mask, **generation)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def cache_media(self, input_ids: Tensor, vision_x: Tensor) -> None:
+        """Keep the images of `input_ids` (b, t) for calls with `vision_x=None`, until `uncache_media`.
+
+        Text without `<image>` then continues `input_ids`: it attends each sample's last image.
+        """
+        self.uncache_media()
+        self._keep(self._media(vision_x, input_ids))
+
+    def uncache_media(self) -> None:
+        """Forget the images of `cache_media`."""
+        self._cached_media = None
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute the activations of each layer, and of each block, in the backward pass."""
+        self.lang_encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+    def _keep(self, media: Media | None) -> None:
+        if media is not None:
+            media.is_cached = True
+        self._cached_media = media
+
+    def _media(self, vision_x: Tensor | None, lang_x: Tensor) -> Media | None:
+        if self._cached_media is not None:
+            if vision_x is not None:
+                raise ValueError("images are cached: pass vision_x=None, or call uncache_media() first")
+            return self._cached_media
+        locations = lang_x == self.media_token_id
+        if vision_x is None:
+            if locations.any():
+                raise ValueError("the text holds <image> tokens, but no images were given")
+            return None
+        images = real_images(vision_x, locations.sum(dim=1))
+        return Media(self._encode(images), locations, self.media_token_id, self.only_attend_immediate_media)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Images (N, F, C, H, W) to latents (N, n, d); N may be 0, so that every rank's gradients reach the resampler."""
+        latents = self.perceiver.latents
+        if len(images):
+            tokens = visual_tokens(self.vision_encoder, rearrange(images, "N F C H W -> (N F) C H W"))
+            tokens = rearrange(tokens, "(N F) v d -> N 1 F v d", F=images.shape[1])
+        else:
+            tokens = latents.new_empty(0, 1, 1, 1, latents.shape[-1])
+        return self.perceiver(tokens.to(latents.dtype)).squeeze(1)
+
+
+def real_images(vision_x: Tensor, counts: Tensor) -> Tensor:
+    """The images that have an `<image>` token, (N, F, C, H, W), from padded slots or from real images alone.
+
+    `counts` (b,) is the number of `<image>` tokens per sample. Raises ValueError where there are more tokens than images.
+    """
+    if vision_x.dim() == 5:
+        if len(vision_x) != int(counts.sum()):
+            raise ValueError(f"{len(vision_x)} images were given for {int(counts.sum())} <image> tokens")
+        return vision_x
+    if vision_x.dim() != 6 or len(vision_x) != len(counts):
+        raise ValueError(
+            f"vision_x must be (b, T, F, C, H, W) with b = {len(counts)}, or (N, F, C, H, W); it is {tuple(vision_x.shape)}"
+        )
+    slots = vision_x.shape[1]
+    if int(counts.max()) > slots:
+        row = int(counts.argmax())
+        raise ValueError(f"sample {row} has {int(counts[row])} <image> tokens but only {slots} images")
+    return vision_x[torch.arange(slots, device=counts.device) < counts[:, None]]

@@ -1,0 +1,175 @@
+"""Which image each text token attends, and for how long: the conditioning of one call.
+
+A call of the model sets a context variable, and leaving the call resets it: nothing of one call reaches the next, also
+when it raises, and threads do not see each other's. Inside a call the stack of decoder layers may run many times
+(generation): each run is placed anew from its input ids and the length of the KV cache, so that prompts, single tokens,
+beams and chunks all find their images. Keys and values of the images are computed once per call and layer.
+"""
+
+# b samples, r rows (b times beams), t text tokens of a run, N real images of the batch, n latents, h heads, d width,
+# m attending tokens of a run, c chunks, C queries of a chunk
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+QUERY_CHUNK = 64
+"""Tokens of one image are attended in chunks of at most this many: padding stays small, however long the text."""
+
+
+class ProjectsMedia(Protocol):
+    """A layer that turns latents into its keys and values."""
+
+    def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class Media:
+    """The images of a batch and where they stand in its text."""
+
+    latents: Tensor
+    """Real images only, in reading order: (N, n, d)."""
+    locations: Tensor
+    """True at the `<image>` tokens of the text the images came with: (b, t)."""
+    media_token_id: int
+    only_immediate: bool = True
+    """A token attends the last image before it; False: all images before it."""
+    is_cached: bool = False
+    """Text without `<image>` continues the text the images came with, with or without a KV cache."""
+    memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
+        """Keys and values of `layer`, computed once while no gradient is wanted."""
+        if torch.is_grad_enabled():
+            return layer.keys_values(self.latents)
+        if layer not in self.memo:
+            self.memo[layer] = layer.keys_values(self.latents)
+        return self.memo[layer]
+
+    def place(self, input_ids: Tensor, past: int) -> "AttendedMedia":
+        """Find the images of `input_ids` (r, t), which follow `past` tokens already in the KV cache."""
+        counts = self.locations.sum(dim=1)
+        is_media = input_ids == self.media_token_id
+        continues = self.is_cached and not bool(is_media.any())
+        seen = counts if continues else self.locations[:, :past].sum(dim=1)
+        beams = input_ids.shape[0] // self.locations.shape[0]
+        time = seen.repeat_interleave(beams)[:, None] + is_media.cumsum(dim=1)
+        time = time.minimum(counts.repeat_interleave(beams)[:, None])
+        first = (counts.cumsum(dim=0) - counts).repeat_interleave(beams)[:, None]
+        if self.only_immediate:
+            return LastImage(self, time, first)
+        return AllImagesBefore(self, time, first)
+
+
+class AttendedMedia:
+    """The attending tokens of one run of the decoder layers, and how they attend."""
+
+    def __init__(self, media: Media, time: Tensor) -> None:
+        """`time` (r, t) counts the images at or before each token."""
+        self.media = media
+        self.tokens = (time > 0).flatten().nonzero().squeeze(1)
+        """Flat indices of the tokens with an image, in reading order: (m,)."""
+
+    def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, h, n, d) of all images for `layer`."""
+        return self.media.keys_values(layer)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (m, h, d), keys and values (N, h, n, d) to outputs (m, h, d)."""
+        raise NotImplementedError
+
+
+class LastImage(AttendedMedia):
+    """Each token attends the latents of one image: runs of tokens with the same image, cut into padded chunks.
+
+    The work does not depend on the number of images, and no mask is needed.
+    """
+
+    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
+        super().__init__(media, time)
+        image = (first + time - 1).flatten()[self.tokens]
+        starts = torch.ones_like(image, dtype=torch.bool)
+        starts[1:] = image[1:] != image[:-1]
+        position = torch.arange(len(image), device=image.device)
+        within = position - torch.where(starts, position, 0).cummax(dim=0).values if len(image) else position
+        self.size = min(QUERY_CHUNK, int(within.max()) + 1) if len(image) else 1
+        offset = within % self.size
+        chunk = (offset == 0).cumsum(dim=0) - 1
+        self.slots = chunk * self.size + offset
+        self.images = image[offset == 0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        padded = q.new_zeros(len(self.images) * self.size, *q.shape[1:]).index_copy(0, self.slots, q)
+        queries = rearrange(padded, "(c C) h d -> c h C d", C=self.size)
+        out = F.scaled_dot_product_attention(queries, k[self.images], v[self.images])
+        return rearrange(out, "c h C d -> (c C) h d")[self.slots]
+
+
+class AllImagesBefore(AttendedMedia):
+    """Each token attends the latents of every image at or before it, through a mask over all images of the batch."""
+
+    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
+        super().__init__(media, time)
+        image = torch.arange(len(media.latents), device=time.device)
+        first, time = first.expand_as(time).flatten()[self.tokens], time.flatten()[self.tokens]
+        self.mask = (image >= first[:, None]) & (image < (first + time)[:, None])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self.mask.repeat_interleave(k.shape[2], dim=1)
+        k, v = (rearrange(x, "N h n d -> h (N n) d") for x in (k, v))
+        return F.scaled_dot_product_attention(q.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1)
+
+
+@dataclass
+class Call:
+    """What the layers need to know of the call they run in."""
+
+    media: Media | None = None
+    logits_at: Tensor | None = None
+    attended: AttendedMedia | None = None
+
+
+_CALL: ContextVar[Call | None] = ContextVar("flamingo_call", default=None)
+
+
+@contextmanager
+def conditioned(media: Media | None, logits_at: Tensor | None = None) -> Iterator[None]:
+    """Run the language model on `media`, with logits at the positions `logits_at` (b, t) only, if given."""
+    token = _CALL.set(Call(media, logits_at))
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def attended_media() -> AttendedMedia | None:
+    """What the run under way attends; None outside a call and in text without images."""
+    call = _CALL.get()
+    return call.attended if call else None
+
+
+def place_media(_stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of the module that runs the decoder layers: finds the images of its input."""
+    call = _CALL.get()
+    if call is None or call.media is None:
+        return
+    input_ids = kwargs.get("input_ids", args[0] if args else None)
+    if input_ids is None:
+        raise ValueError("the images of a text are found by its input_ids: call the model with ids, not inputs_embeds")
+    cache = kwargs.get("past_key_values")
+    call.attended = call.media.place(input_ids, int(cache.get_seq_length()) if cache is not None else 0)
+
+
+def select_positions(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Forward pre-hook of the output head: hidden states (b, t, d) to those at the wanted positions (m, d)."""
+    call = _CALL.get()
+    if call is None or call.logits_at is None:
+        return None
+    return (args[0][call.logits_at], *args[1:])
