@@ -1,0 +1,1 @@
+"""Fine-tuning and inference: data, tuning, the training loop, checkpoints and the commands."""

@@ -1,0 +1,111 @@
+"""What a training run is told: frozen dataclasses, one field per flag, checked against each other."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from open_flamingo.instruction_tuning.command import flag
+from open_flamingo.instruction_tuning.data.mixture import SamplingMode
+
+Template = Literal["guanaco", "guanaco-no-prompt"]
+Precision = Literal["fp32", "bf16", "amp_bf16", "amp_bfloat16", "fp16"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model."""
+
+    vision_encoder_path: str = flag(
+        "open_clip model name, config JSON, or folder with open_clip_config.json and weights", "ViT-L-14"
+    )
+    vision_encoder_pretrained: str = flag("weights of the vision encoder: a tag, a file, or 'none'", "openai")
+    quick_gelu: bool | None = flag(
+        "the vision encoder's weights were trained with QuickGELU; not given: only those of the tag 'openai'", None
+    )
+    lm_path: str = flag("language model: a folder or a name on the Hugging Face hub", "facebook/opt-1.3b")
+    tokenizer_path: str | None = flag("tokenizer; not given: the language model's", None)
+    cross_attn_every_n_layers: int = flag("a gated cross-attention block before every N-th decoder layer", 1)
+    decoder_layers_attr_name: str | None = flag(
+        "dotted name of the list of decoder layers, where it is not found by itself", None
+    )
+    offline: bool = flag("look for models on this machine only", False)
+    freeze_lm_embeddings: bool = flag("do not train the embeddings of <image> and <|endofchunk|>", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data."""
+
+    instruction_data: Path = flag("a data file, or a config that mixes several (both JSON)")
+    instruction_prompt_template: Template = flag(
+        "how an instruction becomes a prompt", "guanaco", aliases=["--instruction_prompt_templete"]
+    )
+    max_length: int = flag("tokens per sample, at most", 256)
+    max_img: int = flag("images per sample, at most", 5)
+    multiturn_augmentation: int = flag("append up to N further records as turns, to fill samples up", 1)
+    train_num_samples: int = flag("records drawn for one epoch; -1: every record once", 10000)
+    epoch_num_samples: int = flag("of the drawn records, train on the first N per epoch; -1: all", -1)
+    dataset_sampling_mode: SamplingMode = flag(
+        "share of each dataset: its ratio in the config, or the square root of its size", "ratio"
+    )
+    skip_check_overlength: bool = flag("do not look for overlong records and missing images before training", False)
+    workers: int = flag("processes that load data, per rank", 1)
+
+    def __post_init__(self) -> None:
+        _at_least(1, max_length=self.max_length)
+        _at_least(0, max_img=self.max_img, workers=self.workers, multiturn_augmentation=self.multiturn_augmentation)
+        _at_least(-1, train_num_samples=self.train_num_samples, epoch_num_samples=self.epoch_num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimization."""
+
+    tuning_config: Path = flag("which parameters train: a JSON such as those in instruction_tuning/tuning_config")
+    num_epochs: int = flag("epochs", 1)
+    batch_size: int = flag("samples per rank and micro-batch", 128)
+    gradient_accumulation_steps: int = flag("micro-batches per optimizer step", 1)
+    learning_rate: float = flag("peak learning rate", 1e-4)
+    lr_scheduler: Schedule = flag("learning rate after the warm-up", "constant")
+    warmup_steps: int = flag("optimizer steps until the peak learning rate", 5000)
+    weight_decay: float = flag("weight decay, on the gated cross-attention only", 0.1)
+    precision: Precision = flag(
+        "fp32; amp_bf16: fp32 weights, bf16 arithmetic; bf16, fp16: frozen weights in half precision as well", "fp32"
+    )
+    gradient_checkpointing: bool = flag("recompute activations in the backward pass, to save memory", False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
+        _at_least(1, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        _at_least(0, warmup_steps=self.warmup_steps, weight_decay=self.weight_decay)
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning_rate must be positive, not {self.learning_rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run."""
+
+    run_name: Path = flag("folder of the run: log, TensorBoard, checkpoints", Path("runs/flamingo"))
+    seed: int = flag("every random choice follows from it", 42)
+    resume_from_checkpoint: str | None = flag("checkpoints to load, separated by commas, one over the other", None)
+    continue_training: bool = flag("take optimizer, schedule and epoch from the last of these checkpoints", False)
+    delete_previous_checkpoint: bool = flag("keep the newest checkpoint only", False)
+    logging_steps: int = flag("show a sample with the model's answer every N optimizer steps", 100)
+    dist_url: str = flag("where ranks meet", "env://", aliases=["--dist-url"])
+    dist_backend: str | None = flag("not given: nccl on CUDA, else gloo", None, aliases=["--dist-backend"])
+    no_set_device_rank: bool = flag(
+        "use cuda:0 on every rank (set CUDA_VISIBLE_DEVICES per rank)", False, aliases=["--no-set-device-rank"]
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(1, logging_steps=self.logging_steps)
+        if self.continue_training and not self.resume_from_checkpoint:
+            raise ValueError("--continue_training needs the checkpoint to continue from: --resume_from_checkpoint FILE")
+
+
+def _at_least(minimum: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"--{name} must be at least {minimum}, not {value}")

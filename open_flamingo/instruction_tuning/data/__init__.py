@@ -1,0 +1,1 @@
+"""Records to tensors: record -> turns -> ids and mask -> batch."""

@@ -1,0 +1,37 @@
+"""Image files to tensors: EXIF orientation, RGB, in training sometimes a square, then the tower's own transform."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+SQUARE_PROBABILITY = 0.5
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image in RGB, the right way up. Raises ValueError naming the file where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"image {path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {path} is not an image that Pillow can read") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
+def load_image(path: Path, transform: Callable[[Image.Image], Tensor], rng: random.Random | None = None) -> Tensor:
+    """An image as the tower takes it, (C, H, W); with `rng`, as training augments it."""
+    image = open_image(path)
+    if rng is not None and rng.random() < SQUARE_PROBABILITY:
+        image = pad_to_square(image, (rng.randrange(256), rng.randrange(256), rng.randrange(256)))
+    return transform(image)
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """The image in the middle of a square of one colour."""
+    side = max(image.size)
+    return ImageOps.pad(image, (side, side), color=color) if image.width != image.height else image
