@@ -1,0 +1,75 @@
+"""Tiny random parts on disk, made offline once per session, and a factory of tiny models."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from tiny import byte_level_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from open_flamingo import Flamingo, create_model_and_transforms
+
+torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other, for minutes on a busy machine
+
+WIDTH = 64
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hugging Face folder of a random LLaMA of four layers with its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-lm")
+    tokenizer = byte_level_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The open_clip config of a ViT that cuts 32-pixel images into 16 patches."""
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": WIDTH, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+    }
+    path = tmp_path_factory.mktemp("tiny-vision") / "tiny-test-vit.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def build_tiny(tiny_lm: Path, tiny_vision: Path) -> Callable[..., tuple[Flamingo, Callable, PreTrainedTokenizerBase]]:
+    """A factory of tiny models with open gates, in evaluation mode."""
+
+    def build(
+        lm: Path | None = None, every: int = 1, gates: float = 0.5, seed: int = 0, **kwargs: Any
+    ) -> tuple[Flamingo, Callable, PreTrainedTokenizerBase]:
+        torch.manual_seed(seed)
+        model, image_processor, tokenizer = create_model_and_transforms(
+            str(tiny_vision), "none", str(lm or tiny_lm), cross_attn_every_n_layers=every, **kwargs
+        )
+        for block in model.gated_cross_attn_layers:
+            torch.nn.init.constant_(block.attn_gate, gates)
+            torch.nn.init.constant_(block.ff_gate, gates)
+        return model.eval(), image_processor, tokenizer
+
+    return build
