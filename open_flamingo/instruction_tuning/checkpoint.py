@@ -99,7 +99,8 @@ def split_paths(paths: str) -> Iterator[Path]:
 
 def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Copy what `state` holds into the parameters and buffers of the same plain name."""
-    own = {plain_name(name): tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    own = {plain_name(name): tensor for name, tensor in tensors}
     known = {key: own[plain_name(key)] for key in state if plain_name(key) in own}
     if not known:
         example = next(iter(state), "nothing")

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Literal, Union, get_args, get_origin
@@ -32,11 +34,13 @@ def parse(description: str, configs: Sequence[type], argv: Sequence[str] | None)
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit: 0 well, 1 with one sentence on a user's error, 130 on Ctrl-C."""
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries plan is not for the user to act on
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logger.debug("the command failed", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

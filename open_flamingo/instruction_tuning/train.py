@@ -182,28 +182,26 @@ class Step:
 
 def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, tracker: Tracker, shown: "Shown") -> None:
     """One pass over the loader: an optimizer step for each window of micro-batches."""
-    device, world_size = trainer.ranks.device, trainer.ranks.world_size
     total = math.ceil(len(loader) / trainer.accumulation)
     bar = tqdm(total=total, desc=f"epoch {epoch}", unit="step", disable=not trainer.ranks.is_main)
     started = time.perf_counter()
     for window in windows(loader, trainer.accumulation):
-        window = [batch.to(device) for batch in window]
+        window = [batch.to(trainer.ranks.device) for batch in window]
         loaded = time.perf_counter()
         lr = float(trainer.scheduler.get_last_lr()[0])
         step = train_step(trainer, window)
-        now = time.perf_counter()
-        samples = sum(len(batch.input_ids) for batch in window) / (now - started)
-        padding = 1 - sum(int(b.attention_mask.sum()) for b in window) / sum(b.attention_mask.numel() for b in window)
+        finished = time.perf_counter()
+        samples = sum(len(batch.input_ids) for batch in window) / (finished - started)
         tracker.scalars(
             {
                 "train/loss": step.loss,
                 "train/accuracy": step.accuracy,
                 "train/lr": lr,
                 "train/grad_norm": step.grad_norm,
-                "data/padding": padding,
+                "data/padding": padding_share(window),
                 "time/data_time": loaded - started,
-                "time/step_time_m": now - started,
-                "time/samples_per_second": samples * world_size,
+                "time/step_time_m": finished - started,
+                "time/samples_per_second": samples * trainer.ranks.world_size,
                 "time/samples_per_second_per_gpu": samples,
             },
             trainer.step,
@@ -211,7 +209,7 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, tracker: Track
         shown.after(trainer.step, window[-1], step)
         bar.set_postfix(loss=f"{step.loss:.3f}", accuracy=f"{step.accuracy:.2f}")
         bar.update()
-        started = now
+        started = finished
     bar.close()
 
 
@@ -220,6 +218,12 @@ def windows(loader: DataLoader, size: int) -> Iterator[list[Batch]]:
     iterator = iter(loader)
     while window := list(islice(iterator, size)):
         yield window
+
+
+def padding_share(window: list[Batch]) -> float:
+    """The share of a window's tokens that are padding."""
+    masks = [batch.attention_mask for batch in window]
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
 def train_step(trainer: Trainer, window: list[Batch]) -> Step:
@@ -235,6 +239,9 @@ def train_step(trainer: Trainer, window: list[Batch]) -> Step:
             # DDP takes the mean over ranks, and the loss is a sum
             trainer.scaler.scale(loss * ranks.world_size / targets).backward()
         totals += torch.stack([loss.detach(), correct])
+    mean_loss, accuracy = (ranks.sum(totals) / targets).tolist()
+    if not math.isfinite(mean_loss):
+        raise ValueError(f"the loss is {mean_loss} after {trainer.step} steps: lower --learning_rate, or train in fp32")
     trainer.scaler.unscale_(trainer.optimizer)
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
@@ -243,9 +250,6 @@ def train_step(trainer: Trainer, window: list[Batch]) -> Step:
     trainer.scheduler.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     trainer.step += 1
-    mean_loss, accuracy = (ranks.sum(totals) / targets).tolist()
-    if not math.isfinite(mean_loss):
-        raise ValueError(f"the loss is {mean_loss} at step {trainer.step}: lower --learning_rate, or train in fp32")
     return Step(mean_loss, accuracy, grad_norm.item(), predictions)
 
 

@@ -64,6 +64,8 @@ class Flamingo(nn.Module):
         (m, vocabulary), those of its m true positions. `clear_conditioned_layers=False` keeps the images for the
         calls that follow, as `cache_media` does. Raises ValueError where images and `<image>` tokens do not agree.
         """
+        if labels is not None and logits_at is not None:
+            raise ValueError("labels need all logits: give labels or logits_at, not both")
         media = self._media(vision_x, lang_x)
         if not clear_conditioned_layers:
             self._keep(media)
@@ -86,7 +88,9 @@ class Flamingo(nn.Module):
         otherwise, and never generates `<image>`.
         """
         generation.setdefault("eos_token_id", self.eoc_token_id)
-        generation["suppress_tokens"] = [*(generation.get("suppress_tokens") or []), self.media_token_id]
+        config: Any = generation.get("generation_config") or self.lang_encoder.generation_config
+        suppressed = generation.get("suppress_tokens") or config.suppress_tokens or []
+        generation["suppress_tokens"] = [*suppressed, self.media_token_id]
         with conditioned(self._media(vision_x, lang_x)):
             return self.lang_encoder.generate(input_ids=lang_x, attention_mask=attention_mask, **generation)  # type: ignore[operator]
 
@@ -105,7 +109,7 @@ class Flamingo(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the activations of each layer, and of each block, in the backward pass."""
-        self.lang_encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        self.lang_encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
     def _keep(self, media: Media | None) -> None:
         if media is not None:

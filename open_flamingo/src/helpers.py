@@ -48,7 +48,7 @@ class PerceiverAttention(nn.Module):
         context = self.to_kv(torch.cat((media, latents), dim=-2))
         k, v = rearrange(context, "b T v (two h d) -> two (b T) h v d", two=2, h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(out, "(b T) h n d -> b T n (h d)", b=latents.shape[0]))
+        return self.to_out(rearrange(out, "(b T) h n d -> b T n (h d)", b=latents.shape[0], T=latents.shape[1]))
 
 
 class PerceiverResampler(nn.Module):

@@ -163,6 +163,8 @@ def place_media(_stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     if input_ids is None:
         raise ValueError("the images of a text are found by its input_ids: call the model with ids, not inputs_embeds")
+    if kwargs.get("cache_params") is not None:
+        raise ValueError("a language model with a state in place of a KV cache (Mamba) is not supported")
     cache = kwargs.get("past_key_values")
     call.attended = call.media.place(input_ids, int(cache.get_seq_length()) if cache is not None else 0)
 

@@ -40,6 +40,8 @@ def create_vision_encoder(
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vision encoder {path!r} with weights {pretrained!r}: {error}") from error
     visual = clip.visual.requires_grad_(False).eval()
+    if not _has_tokens(visual):
+        visual.to(memory_format=torch.channels_last)  # convolutions run in this layout, so keep from converting to it
     return visual, image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
 
 
