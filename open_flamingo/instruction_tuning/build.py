@@ -30,6 +30,8 @@ def build_model(config: ModelConfig, precision: Precision) -> tuple[Flamingo, Ca
         freeze_lm_embeddings=config.freeze_lm_embeddings,
         quick_gelu=config.quick_gelu,
         lm_dtype=frozen_dtype(precision),
+        resampler_depth=config.resampler_depth,
+        resampler_latents=config.resampler_latents,
     )
 
 

@@ -7,6 +7,7 @@ names of the released OpenFlamingo checkpoints, and the configuration that rebui
 import logging
 import os
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ def saved_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def state_to_save(model: Flamingo) -> dict[str, Tensor]:
-    """The trained weights and the embeddings of `model`, each tensor once."""
-    embeddings = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
-    kept = {id(parameter) for module in embeddings for parameter in module.parameters()}
+def state_to_save(model: Flamingo, *, with_vision: bool = False) -> dict[str, Tensor]:
+    """The trained weights and the embeddings of `model`, each tensor once; `with_vision` the vision tower too."""
+    modules = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
+    if with_vision:
+        modules.append(model.vision_encoder)
+    kept = {id(parameter) for module in modules for parameter in module.parameters()}
     return {
         saved_name(name): parameter.detach()
         for name, parameter in model.named_parameters()
@@ -48,13 +51,13 @@ def state_to_save(model: Flamingo) -> dict[str, Tensor]:
     }
 
 
-def save_checkpoint(path: Path, model: Flamingo, **rest: Any) -> None:
-    """Write `model_state_dict` and `rest` to `path`, whole or not at all."""
+def save_checkpoint(path: Path, model: Flamingo, *, with_vision: bool = False, **rest: Any) -> None:
+    """Write `model_state_dict` (see `state_to_save`) and `rest` to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save({"model_state_dict": state_to_save(model), **rest}, file)
+            torch.save({"model_state_dict": state_to_save(model, with_vision=with_vision), **rest}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -75,12 +78,21 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             payload: Any = safetensors.torch.load_file(path)
         else:
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        struct.error,
+    ) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {reason}") from error
-    if not isinstance(payload, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(payload).__name__}, not a state dict")
-    return payload if "model_state_dict" in payload else {"model_state_dict": payload}
+    state = payload.get("model_state_dict", payload) if isinstance(payload, dict) else payload
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a state dict")
+    return payload if state is not payload else {"model_state_dict": state}
 
 
 def load_checkpoints(model: Flamingo, paths: str) -> None:

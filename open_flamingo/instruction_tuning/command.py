@@ -40,11 +40,17 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError) as error:
         logger.debug("the command failed", exc_info=True)
         rank = os.environ.get("RANK", "0")
-        sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {error}\n")
+        sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {_sentence(error)}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    # an error of a loader worker arrives as the worker's whole traceback
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -29,8 +29,14 @@ class ModelConfig:
     decoder_layers_attr_name: str | None = flag(
         "dotted name of the list of decoder layers, where it is not found by itself", None
     )
+    resampler_depth: int = flag("layers of the perceiver resampler; the released checkpoints have 6", 6)
+    resampler_latents: int = flag("latents of an image; the released checkpoints have 64", 64)
     offline: bool = flag("look for models on this machine only", False)
     freeze_lm_embeddings: bool = flag("do not train the embeddings of <image> and <|endofchunk|>", False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, cross_attn_every_n_layers=self.cross_attn_every_n_layers)
+        _at_least(1, resampler_depth=self.resampler_depth, resampler_latents=self.resampler_latents)
 
 
 @dataclass(frozen=True, kw_only=True)

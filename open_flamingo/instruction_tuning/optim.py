@@ -27,7 +27,8 @@ def make_optimizer(
             groups[learning_rate_of(name, learning_rate, learning_rates), decay].append(parameter)
     if not groups:
         raise ValueError("nothing to train: the tuning config adds no LoRA and unfreezes no parameter")
-    return AdamW([{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()])
+    param_groups = [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+    return AdamW(param_groups, fused=True)
 
 
 def make_scheduler(optimizer: Optimizer, schedule: Schedule, *, warmup_steps: int, total_steps: int) -> LRScheduler:

@@ -39,9 +39,13 @@ class TuningConfig:
         for name, kind in (("lora", bool), ("lora_r", int), ("lora_alpha", int), ("lora_dropout", int | float)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be of type {getattr(kind, '__name__', 'number')}")
+        if self.from_pretrained is True or not isinstance(self.from_pretrained, str | bool):
+            raise ValueError(f"from_pretrained must be a PEFT folder or false, not {self.from_pretrained!r}")
         if self.lora and not self.from_pretrained and (not self.lora_target_modules or self.lora_r < 1):
             raise ValueError("with lora true, lora_target_modules must name modules and lora_r be at least 1")
-        if not isinstance(self.learning_rates, dict) or not all(rate > 0 for rate in self.learning_rates.values()):
+        if not isinstance(self.learning_rates, dict) or not all(
+            isinstance(rate, int | float) and rate > 0 for rate in self.learning_rates.values()
+        ):
             raise ValueError("learning_rates must map name fragments to positive numbers")
 
 

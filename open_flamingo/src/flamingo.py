@@ -17,7 +17,7 @@ from open_flamingo.src.vision import visual_tokens
 class Flamingo(nn.Module):
     """A frozen vision tower, a resampler, and a language model with gated cross-attention (arXiv:2204.14198)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the model in upstream's order, then its sizes
         self,
         vision_encoder: nn.Module,
         lang_encoder: nn.Module,
@@ -28,13 +28,15 @@ class Flamingo(nn.Module):
         *,
         decoder_layers_attr_name: str | None = None,
         only_attend_immediate_media: bool = True,
+        resampler_depth: int = 6,
+        resampler_latents: int = 64,
     ) -> None:
         super().__init__()
         self.eoc_token_id = eoc_token_id
         self.media_token_id = media_token_id
         self.only_attend_immediate_media = only_attend_immediate_media
         self.vision_encoder = vision_encoder
-        self.perceiver = PerceiverResampler(dim=vis_dim)
+        self.perceiver = PerceiverResampler(dim=vis_dim, depth=resampler_depth, num_latents=resampler_latents)
         inject(lang_encoder, vis_dim=vis_dim, every=cross_attn_every_n_layers, attr_name=decoder_layers_attr_name)
         self.lang_encoder = lang_encoder
         self._cached_media: Media | None = None

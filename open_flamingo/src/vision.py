@@ -2,6 +2,7 @@
 
 # N images, v visual tokens, d width, H W the grid of a convolutional tower
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from einops import rearrange
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"
 
@@ -40,6 +43,8 @@ def create_vision_encoder(
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vision encoder {path!r} with weights {pretrained!r}: {error}") from error
     visual = clip.visual.requires_grad_(False).eval()
+    if pretrained == NO_WEIGHTS:
+        logger.warning("the vision encoder %s has random weights", path)
     if not _has_tokens(visual):
         visual.to(memory_format=torch.channels_last)  # convolutions run in this layout, so keep from converting to it
     return visual, image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)

@@ -64,11 +64,11 @@ def test_no_image_is_in_both_splits(folder):
     assert len(images["train"] | images["held_out"]) == 1797
 
 
-def test_an_image_is_its_grid_enlarged(folder):
+def test_an_image_is_its_grid_in_dark_ink_on_white_paper_with_a_margin(folder):
     with Image.open(folder / "images" / "0007.png") as image:
-        assert (image.size, image.mode, image.format) == ((64, 64), "L", "PNG")
-        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float)
-    grid = load_digits().images[7] * 255 / 16
+        assert (image.size, image.mode, image.format) == ((224, 224), "L", "PNG")
+        small = 255 - np.asarray(image.resize((12, 12), Image.Resampling.BOX), dtype=float)
+    grid = np.pad(load_digits().images[7], 2) * 255 / 16
     assert np.corrcoef(small.ravel(), grid.ravel())[0, 1] > 0.95
     assert len(list((folder / "images").iterdir())) == 1797
 

@@ -47,6 +47,9 @@ def _configured(config: Path, index: int, row: object) -> Dataset:
     if not isinstance(row, dict) or row.keys() != CONFIG_KEYS:
         keys = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected the keys {sorted(CONFIG_KEYS)}, found {keys}")
+    for key in ("dataset_name", "json_path", "img_dir"):
+        if not isinstance(row[key], str):
+            raise ValueError(f"{where}: {key} must be a string, not {row[key]!r}")
     ratio = row["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio < 0:
         raise ValueError(f"{where}: ratio must be a number of at least 0, not {ratio!r}")

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -14,13 +15,20 @@ def open_image(path: Path) -> Image.Image:
     """An image in RGB, the right way up. Raises ValueError naming the file where it cannot be read."""
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ValueError(f"image {path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"image {path} is not an image that Pillow can read") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB; Pillow itself would clip 16-bit grey to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def load_image(path: Path, transform: Callable[[Image.Image], Tensor], rng: random.Random | None = None) -> Tensor:

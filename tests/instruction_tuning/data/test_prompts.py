@@ -1,0 +1,29 @@
+"""The prompt templates: exact bytes, since released checkpoints know no others."""
+
+import pytest
+
+from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, TEMPLATES, format_prompt
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and"
+    " polite answers to the user's questions."
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("guanaco", f"{SYSTEM}\n### Human: What is this?\n### Assistant: "),
+        ("guanaco-no-prompt", "### Human: What is this?\n### Assistant: "),
+    ],
+)
+def test_a_prompt_is_byte_for_byte_what_the_2023_checkpoints_were_trained_on(template, prompt):
+    assert format_prompt("What is this?", template) == prompt
+
+
+def test_a_further_turn_starts_on_a_line_of_its_own():
+    assert f"{NEXT_TURN}And this?{ASSISTANT}" == "\n### Human: And this?\n### Assistant: "
+
+
+def test_there_are_two_templates():
+    assert sorted(TEMPLATES) == ["guanaco", "guanaco-no-prompt"]

@@ -1,0 +1,120 @@
+"""Whole datasets answered and scored: the files, their fields and order, and the summary."""
+
+import json
+
+import pytest
+from toy import COLORS, TEXT_ONLY, as_flags, question, write_json_file, write_mixture, write_pictures
+
+from instruction_dataset.records import image_tag
+from open_flamingo.instruction_tuning.data.prompts import format_prompt
+from open_flamingo.instruction_tuning.instruction_dataset_inference import main
+
+SUN = TEXT_ONLY[0]
+COLOR_RECORDS = [question("red", "blue"), *(question(color) for color in COLORS)]
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A folder of pictures."""
+    folder = tmp_path_factory.mktemp("gallery")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixture(gallery):
+    """A dataset config of two datasets."""
+    return write_mixture(gallery, colours=COLOR_RECORDS, sun=[SUN])
+
+
+@pytest.fixture(scope="module")
+def flags(toy_run):
+    """Greedy answers of the toy model, in small batches."""
+    return as_flags(
+        checkpoint_paths=toy_run / "checkpoint_0.pt",
+        do_sample=False,
+        max_new_token=12,
+        no_repeat_ngram_size=0,
+        batch_size=2,
+    )
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_every_record_is_answered_in_its_order_with_all_fields(flags, mixture, gallery, tmp_path, capsys):
+    main([*flags, *as_flags(instruction_path=mixture, num_samples=-1, results_dir=tmp_path)])
+    folder = tmp_path / "checkpoint_0" / "mixture_-1"
+    assert {path.name for path in folder.iterdir()} == {"colours.json", "sun.json", "summary.md"}
+    expected = [
+        {
+            "input": "".join(image_tag(str(gallery / f"{color}.png")) for color in colors) + "Which colour?",
+            "output": " ".join(colors),
+            "target": " ".join(colors),
+            "prompt": format_prompt("<image>" * len(colors) + "Which colour?", "guanaco-no-prompt"),
+        }
+        for colors in (["red", "blue"], *([color] for color in COLORS))
+    ]
+    assert read(folder / "colours.json") == expected
+    prompt = format_prompt(SUN["input"], "guanaco-no-prompt")
+    assert read(folder / "sun.json") == [SUN | {"target": SUN["output"], "prompt": prompt}]
+    assert (
+        (folder / "summary.md").read_text()
+        == capsys.readouterr().out
+        == (
+            "| Dataset | Avg ROUGE-L | Avg target length | Avg prediction length | Exact matches | Match percentage"
+            " | Total samples |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |\n"
+            "| colours | 1.0000 | 1.25 | 1.25 | 4 | 100.00% | 4 |\n"
+            "| sun | 1.0000 | 2.00 | 2.00 | 1 | 100.00% | 1 |\n"
+        )
+    )
+
+
+@pytest.mark.parametrize(("mode", "counts"), [("ratio", [2, 2]), ("sqrt", [3, 1])])
+def test_so_many_records_are_answered_as_asked_for_shared_out_by_the_mode(flags, mixture, tmp_path, mode, counts):
+    settings = as_flags(instruction_path=mixture, num_samples=4, results_dir=tmp_path, dataset_sampling_mode=mode)
+    main([*flags, *settings])
+    folder = tmp_path / "checkpoint_0" / "mixture_4"
+    assert [len(read(folder / f"{name}.json")) for name in ("colours", "sun")] == counts
+
+
+def test_records_are_chosen_by_the_seed_and_stay_in_the_order_of_their_file(flags, mixture, tmp_path):
+    answered = []
+    for run, seed in (("a", 1), ("b", 1), ("c", 5)):
+        settings = as_flags(instruction_path=mixture, num_samples=4, results_dir=tmp_path / run, seed=seed)
+        main([*flags, *settings])
+        answered.append([row["target"] for row in read(tmp_path / run / "checkpoint_0" / "mixture_4" / "colours.json")])
+    order = [record["output"] for record in COLOR_RECORDS]
+    assert answered[0] == answered[1] != answered[2]
+    for targets in answered:
+        assert targets == sorted(targets, key=order.index)
+
+
+def test_a_data_file_is_answered_with_the_image_folder_of_the_flag(flags, gallery, tmp_path):
+    path = write_json_file(tmp_path / "one.json", [question("green")])
+    main([*flags, *as_flags(instruction_path=path, img_dir=gallery, results_dir=tmp_path)])
+    (row,) = read(tmp_path / "checkpoint_0" / "one_1" / "one.json")
+    assert row["input"] == f"{image_tag(str(gallery / 'green.png'))}Which colour?"
+    assert row["output"] == "green"
+
+
+def test_the_prompt_template_of_the_flag_is_used(flags, tmp_path):
+    path = write_json_file(tmp_path / "sun.json", [SUN])
+    main([*flags, *as_flags(instruction_path=path, results_dir=tmp_path, instruction_prompt_templete="guanaco")])
+    (row,) = read(tmp_path / "checkpoint_0" / "sun_1" / "sun.json")
+    assert row["prompt"] == format_prompt(SUN["input"], "guanaco")
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_its_record(flags, tmp_path):
+    path = write_json_file(tmp_path / "sun.json", [SUN])
+    with pytest.raises(ValueError, match=r"sun\.json, record 1: its prompt has \d+ tokens, more than --max_length 5"):
+        main([*flags, *as_flags(instruction_path=path, results_dir=tmp_path, max_length=5)])
+
+
+def test_a_missing_image_is_refused_and_no_results_are_written(flags, tmp_path):
+    path = write_json_file(tmp_path / "one.json", [question("green")])
+    with pytest.raises(ValueError, match=r"image green\.png does not exist"):
+        main([*flags, *as_flags(instruction_path=path, results_dir=tmp_path / "results")])
+    assert not (tmp_path / "results").exists()
