@@ -26,16 +26,18 @@ torchrun --nproc_per_node 1 open_flamingo/instruction_tuning/train.py \
     --vision_encoder_path $parts/vision \
     --lm_path $parts/lm \
     --cross_attn_every_n_layers 10 \
+    --resampler_depth 2 \
+    --resampler_latents 16 \
     --tuning_config open_flamingo/instruction_tuning/tuning_config/from_scratch-llama.json \
     --freeze_lm_embeddings \
     --precision bf16 \
     --max_length 64 \
     --multiturn_augmentation 0 \
     --batch_size 16 \
-    --train_num_samples 6400 \
+    --train_num_samples 5600 \
     --learning_rate 1e-3 \
     --lr_scheduler cosine \
-    --warmup_steps 20 \
+    --warmup_steps 10 \
     --workers 0
 python scripts/plot_run.py $run
 
@@ -45,6 +47,7 @@ python open_flamingo/instruction_tuning/instruction_dataset_inference.py \
     --instruction_path $digits/held_out.json \
     --num_samples -1 \
     --do_sample false \
+    --precision bf16 \
     --max_new_token 8 \
     --results_dir $run/predictions
 

@@ -5,6 +5,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from transformers.utils.logging import disable_progress_bar
+
 from open_flamingo.instruction_tuning.command import run
 from open_flamingo.instruction_tuning.data.prompts import format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
@@ -25,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--do_sample", action="store_true", help="sample instead of taking the likeliest answer")
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     inferencer = Inferencer(args.checkpoint)
     prompt = format_prompt(MEDIA_TOKEN * len(args.image) + args.question, inferencer.template)
     (response,), _ = inferencer(
