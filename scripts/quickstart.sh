@@ -19,6 +19,7 @@ step "2/5  1,797 handwritten digits as questions about one image or two"
 python -m instruction_dataset.convert digits --output $digits
 
 step "3/5  Fine-tune: LoRA, resampler and gated cross-attention"
+rm -rf $run/tensorboard $run/train.log  # of an earlier quickstart
 torchrun --nproc_per_node 1 open_flamingo/instruction_tuning/train.py \
     --instruction_data $digits/train.json \
     --instruction_prompt_templete guanaco-no-prompt \
@@ -34,7 +35,7 @@ torchrun --nproc_per_node 1 open_flamingo/instruction_tuning/train.py \
     --max_length 64 \
     --multiturn_augmentation 0 \
     --batch_size 16 \
-    --train_num_samples 5600 \
+    --train_num_samples 6400 \
     --learning_rate 1e-3 \
     --lr_scheduler cosine \
     --warmup_steps 10 \
