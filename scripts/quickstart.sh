@@ -35,7 +35,7 @@ torchrun --nproc_per_node 1 open_flamingo/instruction_tuning/train.py \
     --max_length 64 \
     --multiturn_augmentation 0 \
     --batch_size 16 \
-    --train_num_samples 6400 \
+    --train_num_samples 7040 \
     --learning_rate 1e-3 \
     --lr_scheduler cosine \
     --warmup_steps 10 \
@@ -48,7 +48,6 @@ python open_flamingo/instruction_tuning/instruction_dataset_inference.py \
     --instruction_path $digits/held_out.json \
     --num_samples -1 \
     --do_sample false \
-    --precision bf16 \
     --max_new_token 8 \
     --results_dir $run/predictions
 

@@ -21,7 +21,7 @@ IMAGE_SIZE = 224
 MARGIN = 2
 DARKEST = 16
 PAIRS = {"train": 3000, "held_out": 297}
-RATIOS = {"which": 70, "larger": 15, "sum": 15}
+RATIOS = {"which": 80, "larger": 12, "sum": 8}
 
 
 def write_digits(folder: Path, seed: int) -> Path:
