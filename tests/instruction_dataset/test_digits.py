@@ -82,7 +82,7 @@ def test_a_config_mixes_the_three_datasets_of_its_split_from_anywhere(folder, sp
             "img_dir": str(folder.resolve()),
             "ratio": ratio,
         }
-        for name, ratio in (("which", 70), ("larger", 15), ("sum", 15))
+        for name, ratio in (("which", 80), ("larger", 12), ("sum", 8))
     ]
 
 
