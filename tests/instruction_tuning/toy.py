@@ -33,7 +33,7 @@ TUNING = {
     "learning_rates": {"attn_gate": 0.05, "ff_gate": 0.05},
 }
 """Enough trained parameters to learn the task by heart."""
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+CLOSE = {"rtol": 1e-4, "atol": 5e-5}
 """Trained weights after the same sums in another order: Adam makes a share of a step out of a gradient near zero."""
 FURTHER_TURN = "I stop.\n### Human: And you?"
 """An answer that goes on with a turn of the human's."""
