@@ -9,8 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from open_flamingo.instruction_tuning.config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "amp_bf16": torch.bfloat16, "amp_bfloat16": torch.bfloat16, "fp16": torch.float16}
-SHORT_TEXT = 400
 _FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+SHORT_TEXT = 400
+"""Tokens below which plain matrix products train faster than the fused attention kernel, in half precision on a CPU."""
 
 
 def frozen_dtype(precision: Precision) -> torch.dtype:
@@ -37,8 +39,8 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def training_attention(device: torch.device, precision: Precision, length: int) -> AbstractContextManager:
     """The attention kernel to train with, for texts of `length` tokens.
 
-    On a CPU the backward pass of the fused bf16 kernel takes four times as long as plain matrix products at 20 tokens,
-    and is the faster one from about 400 tokens on (docs/performance.md).
+    On a CPU the fused bf16 kernel takes four times as long as plain matrix products at 20 tokens, and less from about
+    400 tokens on (docs/performance.md).
     """
     if device.type == "cpu" and precision != "fp32" and length < SHORT_TEXT:
         return sdpa_kernel(SDPBackend.MATH)

@@ -35,8 +35,9 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     """A model, its image transform and its tokenizer.
 
     The resampler, the gated blocks and, unless frozen, the input embeddings require gradients; all else is frozen.
-    `tokenizer_path` defaults to the language model's; its weights are held in `lm_dtype`. `quick_gelu` and the two encoder arguments as in
-    `create_vision_encoder`; `flamingo_kwargs` as in `Flamingo`. Raises ValueError for what cannot be found.
+    `tokenizer_path` defaults to `lang_encoder_path`; the language model's weights are held in `lm_dtype`. `quick_gelu`
+    and the two encoder arguments as in `create_vision_encoder`; `flamingo_kwargs` as in `Flamingo`. Raises ValueError
+    for what cannot be found.
     """
     visual, image_processor = create_vision_encoder(
         clip_vision_encoder_path, clip_vision_encoder_pretrained, quick_gelu=quick_gelu, cache_dir=cache_dir
