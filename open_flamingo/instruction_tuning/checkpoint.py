@@ -1,14 +1,14 @@
-"""Checkpoints: the one place that writes, reads and matches parameter names.
+"""Checkpoint files, written and read; open_flamingo/src/weights.py matches their names with a model's.
 
 A file holds what a reload needs beside the frozen parts: the trained weights and the embeddings, once each, under the
 names of the released OpenFlamingo checkpoints, and the configuration that rebuilds the model around them.
 """
 
-import logging
 import os
 import pickle
 import struct
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +18,27 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from open_flamingo.src.flamingo import Flamingo
-
-logger = logging.getLogger(__name__)
-
-WRAPPERS = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer"}
-"""Parts that wrappers (activation checkpointing, FSDP, torch.compile, PEFT >= 0.7) put into names."""
+from open_flamingo.src.weights import LoadReport, family_of, load_states, saved_name
 
 
-def plain_name(key: str) -> str:
-    """A parameter's name without what DDP, other wrappers and PEFT add to it: equal for equal parameters."""
-    parts = [part for part in key.removeprefix("module.").split(".") if part not in WRAPPERS]
-    if parts[:3] == ["lang_encoder", "base_model", "model"]:
-        del parts[1:3]
-    return ".".join(parts)
-
-
-def saved_name(name: str) -> str:
-    """The name a parameter has in a checkpoint, which is that of the 2023 code."""
-    return name.replace(".base_layer.", ".")
-
-
-def state_to_save(model: Flamingo, *, with_vision: bool = False) -> dict[str, Tensor]:
-    """The trained weights and the embeddings of `model`, each tensor once; `with_vision` the vision tower too."""
-    modules = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
-    if with_vision:
-        modules.append(model.vision_encoder)
-    kept = {id(parameter) for module in modules for parameter in module.parameters()}
+def state_to_save(model: Flamingo, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
+    """The trained weights and the embeddings of `model`, each tensor once, and all of the modules `also`."""
+    embeddings = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
+    kept = {id(parameter) for module in (*embeddings, *also) for parameter in module.parameters()}
     return {
-        saved_name(name): parameter.detach()
+        saved_name(name, family_of(model)): parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or id(parameter) in kept
     }
 
 
-def save_checkpoint(path: Path, model: Flamingo, *, with_vision: bool = False, **rest: Any) -> None:
+def save_checkpoint(path: Path, model: Flamingo, *, also: Iterable[nn.Module] = (), **rest: Any) -> None:
     """Write `model_state_dict` (see `state_to_save`) and `rest` to `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save({"model_state_dict": state_to_save(model, with_vision=with_vision), **rest}, file)
+            torch.save({"model_state_dict": state_to_save(model, also), **rest}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -71,13 +52,18 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Never runs code of the file. Raises ValueError where it cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint {path} is a folder: an exported model is loaded whole, by open_flamingo.load(folder)"
+        )
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist")
     try:
         if path.suffix == ".safetensors":
             payload: Any = safetensors.torch.load_file(path)
         else:
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, not read twice; files from before 2020 cannot be
+            payload = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -87,6 +73,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         LookupError,
         struct.error,
     ) as error:
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ValueError(
+                f"checkpoint {path} holds Python objects beside tensors: it is not loaded, since that could run code"
+            ) from error
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"checkpoint {path} is damaged or not a checkpoint: {reason}") from error
     state = payload.get("model_state_dict", payload) if isinstance(payload, dict) else payload
@@ -95,37 +85,37 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return payload if state is not payload else {"model_state_dict": state}
 
 
-def load_checkpoints(model: Flamingo, paths: str) -> None:
+def load_checkpoints(model: Flamingo, paths: str, *, strict: bool = True) -> LoadReport:
     """Load the weights of comma-separated files into `model`, one over the other, before or after LoRA alike.
 
-    Raises ValueError for a file that matches no parameter, or a tensor of another shape.
+    A file that was fine-tuned from others needs them below it: they are loaded first, unless files are listed before it.
+    Adapters in a file are added to a model without. Raises ValueError as `read_checkpoints` and `load_states` do.
     """
-    for path in split_paths(paths):
-        load_state(model, read_checkpoint(path)["model_state_dict"], str(path))
+    return load_payloads(model, read_checkpoints(paths), strict=strict)
 
 
-def split_paths(paths: str) -> Iterator[Path]:
-    """The files of a comma-separated list."""
-    return (Path(path.strip()) for path in paths.split(","))
+def load_payloads(model: Flamingo, payloads: Mapping[str, dict[str, Any]], *, strict: bool = True) -> LoadReport:
+    """As `load_checkpoints`, for files read before."""
+    states = {file: payload["model_state_dict"] for file, payload in payloads.items()}
+    tunings = [payload["config"]["tuning"] for payload in payloads.values() if "config" in payload]
+    alphas = [tuning["lora_alpha"] for tuning in tunings if tuning and tuning["lora"] and not tuning["from_pretrained"]]
+    return load_states(model, states, strict=strict, lora_alpha=alphas[-1] if alphas else None)
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy what `state` holds into the parameters and buffers of the same plain name."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
-    own = {plain_name(name): tensor for name, tensor in tensors}
-    known = {key: own[plain_name(key)] for key in state if plain_name(key) in own}
-    if not known:
-        example = next(iter(state), "nothing")
-        raise ValueError(f"checkpoint {source} matches no parameter of the model (it holds {example!r}, ...)")
-    for key, parameter in known.items():
-        if parameter.shape != state[key].shape:
+def read_checkpoints(paths: str) -> dict[str, dict[str, Any]]:
+    """The contents of comma-separated files, by path, those that the first was fine-tuned from before it."""
+    first, *others = split_paths(paths)
+    payloads = {str(path): read_checkpoint(path) for path in (first, *others)}
+    if bases := payloads[str(first)].get("base_checkpoints"):
+        if missing := [base for base in bases if not Path(base).is_file()]:
             raise ValueError(
-                f"checkpoint {source}: {key} has shape {tuple(state[key].shape)}, the model's is"
-                f" {tuple(parameter.shape)}: is it of another language model, vision encoder or interval?"
+                f"checkpoint {first} was fine-tuned from {missing[0]}, which is not there: list that file first, as in"
+                f" '/new/place/{Path(missing[0]).name},{first}'"
             )
-    with torch.no_grad():
-        for key, parameter in known.items():
-            parameter.copy_(state[key])
-    logger.info("%s: %d tensors loaded", source, len(known))
-    if unknown := [key for key in state if key not in known]:
-        logger.warning("%s: %d tensors match no parameter: %s", source, len(unknown), ", ".join(unknown))
+        payloads = {base: read_checkpoint(base) for base in bases} | payloads
+    return payloads
+
+
+def split_paths(paths: str) -> list[Path]:
+    """The files of a comma-separated list."""
+    return [Path(path.strip()) for path in paths.split(",")]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from open_flamingo.instruction_tuning.command import flag
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode
+from open_flamingo.src.media import MediaAttention
 
 Template = Literal["guanaco", "guanaco-no-prompt"]
 Precision = Literal["fp32", "bf16", "amp_bf16", "amp_bfloat16", "fp16"]
@@ -26,6 +27,9 @@ class ModelConfig:
     lm_path: str = flag("language model: a folder or a name on the Hugging Face hub", "facebook/opt-1.3b")
     tokenizer_path: str | None = flag("tokenizer; not given: the language model's", None)
     cross_attn_every_n_layers: int = flag("a gated cross-attention block before every N-th decoder layer", 1)
+    media_attention: MediaAttention = flag(
+        "text belongs to the image before it, or, in OpenFlamingo-9B v1 and Clever Flamingo v1, to the next", "previous"
+    )
     decoder_layers_attr_name: str | None = flag(
         "dotted name of the list of decoder layers, where it is not found by itself", None
     )
@@ -37,6 +41,21 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _at_least(1, cross_attn_every_n_layers=self.cross_attn_every_n_layers)
         _at_least(1, resampler_depth=self.resampler_depth, resampler_latents=self.resampler_latents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig:
+    """The model: a checkpoint or an exported folder of this project needs no flag beside it."""
+
+    checkpoint_paths: str | None = flag("checkpoints to load, separated by commas, one over the other")
+    lm_path: str | None = flag("language model; not given: as the last checkpoint says, like the next six", None)
+    tokenizer_path: str | None = flag("tokenizer", None)
+    vision_encoder_path: str | None = flag("open_clip model name, config JSON, or folder", None)
+    vision_encoder_pretrained: str | None = flag("weights of the vision encoder", None)
+    tuning_config: str | None = flag("the tuning config of the checkpoints", None)
+    cross_attn_every_n_layers: int | None = flag("a gated cross-attention block before every N-th layer", None)
+    v1: bool = flag("the checkpoints are of the v1 family: OpenFlamingo-9B v1, Clever Flamingo v1", False)
+    precision: Precision = flag("arithmetic and storage of the weights", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)

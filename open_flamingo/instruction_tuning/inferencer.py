@@ -1,22 +1,19 @@
 """A prompt and its images in, an answer out: one class for the commands, the API and evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from open_flamingo.instruction_tuning.build import build_model, read_recipe
-from open_flamingo.instruction_tuning.checkpoint import load_state, read_checkpoint, split_paths
-from open_flamingo.instruction_tuning.config import ModelConfig, Precision
+from open_flamingo.instruction_tuning.build import load_trained
+from open_flamingo.instruction_tuning.config import Precision, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.images import load_image
 from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN
 from open_flamingo.instruction_tuning.distributed import pick_device
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen
-from open_flamingo.instruction_tuning.tuning import TuningConfig, prepare_model_for_tuning, read_tuning_config
 from open_flamingo.src.factory import MEDIA_TOKEN
 
 
@@ -24,7 +21,8 @@ class Inferencer:
     """A model that answers prompts about images.
 
     A checkpoint of this project is enough: `Inferencer("runs/x/checkpoint_0.pt")` rebuilds the model it was trained
-    with. For other checkpoints name the parts; what is named overrides what the checkpoint says.
+    with, and so does a folder written by `export`. For other checkpoints name the parts, with a block every 4 layers
+    unless said otherwise; LoRA is found in the file. What is named overrides what the checkpoint says.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a model, each with a name of its own
@@ -35,33 +33,32 @@ class Inferencer:
         clip_vision_encoder_path: str | None = None,
         clip_vision_encoder_pretrained: str | None = None,
         cross_attn_every_n_layers: int | None = None,
+        v1: bool = False,
         *,
         tokenizer_path: str | None = None,
         template: str | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
     ) -> None:
-        files = {str(path): read_checkpoint(path) for path in split_paths(checkpoint_paths)} if checkpoint_paths else {}
-        config, tuning, trained_template = _configuration(
-            files,
-            tuning_config,
-            lm_path=lm_path,
-            tokenizer_path=tokenizer_path,
-            vision_encoder_path=clip_vision_encoder_path,
-            vision_encoder_pretrained=clip_vision_encoder_pretrained,
-            cross_attn_every_n_layers=cross_attn_every_n_layers,
+        trained = load_trained(
+            TrainedConfig(
+                checkpoint_paths=checkpoint_paths,
+                lm_path=lm_path,
+                tokenizer_path=tokenizer_path,
+                vision_encoder_path=clip_vision_encoder_path,
+                vision_encoder_pretrained=clip_vision_encoder_pretrained,
+                tuning_config=tuning_config,
+                cross_attn_every_n_layers=cross_attn_every_n_layers,
+                v1=v1,
+                precision=precision,
+            )
         )
-        self.template = template or trained_template
-        self.model, self.transform, self.tokenizer = build_model(config, precision)
-        if tuning is not None:
-            prepare_model_for_tuning(self.model, tuning)
-        for source, payload in files.items():
-            load_state(self.model, payload["model_state_dict"], source)
+        self.model, self.transform, self.tokenizer = trained.model, trained.image_processor, trained.tokenizer
+        self.template = template or trained.template
         self.precision = precision
         self.device = torch.device(device) if device else pick_device()
-        self.model.requires_grad_(False)
         cast_frozen(self.model, precision)
-        self.model.to(self.device).eval()
+        self.model.to(self.device)
         self.turns = TurnTokenizer(self.tokenizer, self.model.media_token_id, self.template)
 
     def __call__(  # noqa: PLR0913 - the generation settings that requests carry
@@ -133,18 +130,3 @@ class Inferencer:
         if not paths:
             return None
         return torch.stack([load_image(Path(path), self.transform) for path in paths]).unsqueeze(1).to(self.device)
-
-
-def _configuration(
-    files: dict[str, dict[str, Any]], tuning_config: str | None, **named: Any
-) -> tuple[ModelConfig, TuningConfig | None, str]:
-    """The model, tuning and prompt template of the last checkpoint, with what is named put over them."""
-    named = {name: value for name, value in named.items() if value is not None}
-    tuning = read_tuning_config(Path(tuning_config)) if tuning_config else None
-    if "lm_path" in named:
-        return ModelConfig(**named), tuning, "guanaco"
-    if not files:
-        raise ValueError("name a checkpoint, or at least a language model (lm_path)")
-    source, payload = list(files.items())[-1]
-    recipe = read_recipe(payload, source)
-    return replace(recipe.model, **named), tuning or recipe.tuning, recipe.template

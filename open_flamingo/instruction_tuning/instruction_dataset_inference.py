@@ -13,7 +13,7 @@ from tqdm import tqdm
 from instruction_dataset.records import image_tag, split_images, write_json
 from open_flamingo.instruction_tuning.checkpoint import split_paths
 from open_flamingo.instruction_tuning.command import flag, parse, run
-from open_flamingo.instruction_tuning.config import Precision, Template
+from open_flamingo.instruction_tuning.config import Template, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import Turn
 from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode, draw_epoch, sample_counts
@@ -24,19 +24,6 @@ from open_flamingo.instruction_tuning.tracking import log_to_terminal
 from open_flamingo.src.factory import MEDIA_TOKEN
 
 logger = logging.getLogger("open_flamingo.inference")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """The model: a checkpoint of this project needs no flag beside it."""
-
-    checkpoint_paths: str = flag("checkpoints to load, separated by commas, one over the other")
-    lm_path: str | None = flag("language model; not given: as the last checkpoint says, like the next four", None)
-    vision_encoder_path: str | None = flag("open_clip model name, config JSON, or folder", None)
-    vision_encoder_pretrained: str | None = flag("weights of the vision encoder", None)
-    tuning_config: str | None = flag("the tuning config of the checkpoints", None)
-    cross_attn_every_n_layers: int | None = flag("a gated cross-attention block before every N-th layer", None)
-    precision: Precision = flag("arithmetic and storage of the weights", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +73,7 @@ class GenerationFlags:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer, write and score as the flags say; see `--help`."""
-    parts = [ModelFlags, DataFlags, GenerationFlags]
+    parts = [TrainedConfig, DataFlags, GenerationFlags]
     model, data, generation = parse("Answer instruction datasets and score the answers.", parts, argv)
     log_to_terminal(is_main=True)
     datasets = load_datasets(data.instruction_path)
@@ -99,11 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.vision_encoder_path,
         model.vision_encoder_pretrained,
         model.cross_attn_every_n_layers,
+        model.v1,
+        tokenizer_path=model.tokenizer_path,
         template=data.instruction_prompt_template,
         precision=model.precision,
     )
     torch.manual_seed(generation.seed)
-    checkpoint = list(split_paths(model.checkpoint_paths))[-1]
+    checkpoint = split_paths(model.checkpoint_paths)[-1]
     folder = data.results_dir / checkpoint.stem / f"{data.instruction_path.stem}_{data.num_samples}"
     scores = {}
     for dataset, chosen in choose(datasets, data.num_samples, data.dataset_sampling_mode, generation.seed):

@@ -8,18 +8,19 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from open_flamingo.instruction_tuning.build import Recipe, build_model
-from open_flamingo.instruction_tuning.checkpoint import load_checkpoints
+from open_flamingo.instruction_tuning.checkpoint import load_payloads, read_checkpoints
 from open_flamingo.instruction_tuning.command import parse, run
 from open_flamingo.instruction_tuning.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
@@ -30,6 +31,7 @@ from open_flamingo.instruction_tuning.tracking import Tracker, log_to_terminal, 
 from open_flamingo.instruction_tuning.trainer import Step, Trainer, make_trainer, restore, save_epoch, train_step
 from open_flamingo.instruction_tuning.tuning import prepare_model_for_tuning, read_tuning_config
 from open_flamingo.src.flamingo import Flamingo
+from open_flamingo.src.vision import NO_WEIGHTS, uses_quick_gelu
 
 logger = logging.getLogger("open_flamingo.train")
 
@@ -54,9 +56,8 @@ def train(
     refuse_unwritable(run_config.run_name)
     torch.manual_seed(run_config.seed)
     model, transform, tokenizer = build_model(model_config, optim.precision)
-    trained = prepare_model_for_tuning(model, tuning, freeze_lm_embeddings=model_config.freeze_lm_embeddings)
-    if run_config.resume_from_checkpoint:
-        load_checkpoints(model, run_config.resume_from_checkpoint)
+    prepare_model_for_tuning(model, tuning, freeze_lm_embeddings=model_config.freeze_lm_embeddings)
+    bases = load_bases(model, run_config)
     data = InstructionData(
         datasets,
         TurnTokenizer(tokenizer, model.media_token_id, data_config.instruction_prompt_template),
@@ -77,16 +78,35 @@ def train(
         raise ValueError(f"{continued} has done {first_epoch} epochs already: raise --num_epochs to train on")
     flags = {name: value for c in (model_config, data_config, optim, run_config) for name, value in asdict(c).items()}
     tracker = open_run(run_config.run_name, flags, is_main=ranks.is_main)
-    log_plan(model, trained, data, steps)
+    log_plan(model, data, steps)
     shown = Shown(tokenizer, tracker, run_config.logging_steps)
+    model_config = replace(model_config, quick_gelu=uses_quick_gelu(model.vision_encoder))
     config = Recipe(model_config, tuning, data_config.instruction_prompt_template).to_json()
+    also = found_nowhere_else(model, model_config, bases)
     try:
         for epoch in range(first_epoch, optim.num_epochs):
             torch.manual_seed(run_config.seed + epoch * ranks.world_size + ranks.rank)  # dropout
             train_epoch(trainer, loader(epoch), epoch, tracker, shown)
-            save_epoch(trainer, run_config, epoch, config)
+            save_epoch(trainer, run_config, epoch, also, config=config, base_checkpoints=bases)
     finally:
         tracker.close()
+
+
+def load_bases(model: Flamingo, run_config: RunConfig) -> list[str]:
+    """Load --resume_from_checkpoint; the files that a checkpoint of this run will need below it."""
+    if not run_config.resume_from_checkpoint:
+        return []
+    payloads = read_checkpoints(run_config.resume_from_checkpoint)
+    load_payloads(model, payloads)
+    files = [str(Path(file).resolve()) for file in payloads]
+    # a continued run saves again all that its last checkpoint holds
+    return files[:-1] if run_config.continue_training else files
+
+
+def found_nowhere_else(model: Flamingo, config: ModelConfig, bases: list[str]) -> list[nn.Module]:
+    """The frozen modules that a checkpoint has to hold: what started at random, and is in no file below it."""
+    started_here = [] if bases else [model.perceiver, *model.gated_cross_attn_layers]
+    return [*started_here, model.vision_encoder] if config.vision_encoder_pretrained == NO_WEIGHTS else started_here
 
 
 def epoch_batches(
@@ -174,11 +194,10 @@ class Shown:
         return str(self.tokenizer.decode(ids))
 
 
-def log_plan(model: Flamingo, trained: list[str], data: InstructionData, steps: int) -> None:
+def log_plan(model: Flamingo, data: InstructionData, steps: int) -> None:
     """Say what trains, and on what."""
-    parameters = dict(model.named_parameters())
-    count = sum(parameters[name].numel() for name in trained)
-    total = sum(parameter.numel() for parameter in parameters.values())
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
     logger.info("training %.2f M of %.2f M parameters for %d steps", count / 1e6, total / 1e6, steps)
     for dataset, usable in zip(data.datasets, data.usable):
         logger.info("%s: %d of %d records", dataset.name, len(usable), len(dataset.records))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.optim import make_optimizer, make_scheduler
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen, training_attention
 from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.vision import NO_WEIGHTS
 
 logger = logging.getLogger("open_flamingo.train")
 
@@ -136,21 +136,20 @@ def summed_loss(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]
     return F.cross_entropy(logits.float(), targets, reduction="sum"), predictions, (predictions == targets).sum()
 
 
-def save_epoch(trainer: Trainer, run_config: RunConfig, epoch: int, config: dict[str, Any]) -> None:
-    """Write `checkpoint_{epoch}.pt`, on the main rank."""
+def save_epoch(trainer: Trainer, run_config: RunConfig, epoch: int, also: Sequence[nn.Module], **about: Any) -> None:
+    """Write `checkpoint_{epoch}.pt` on the main rank: what trains, the modules `also`, and what `about` says."""
     if trainer.ranks.is_main:
         path = checkpoint_path(run_config.run_name, epoch)
         save_checkpoint(
             path,
             trainer.model,
-            # a tower without pretrained weights is random, and found nowhere else
-            with_vision=config["model"]["vision_encoder_pretrained"] == NO_WEIGHTS,
+            also=also,
             epoch=epoch,
             step=trainer.step,
             optimizer_state_dict=trainer.optimizer.state_dict(),
             lr_scheduler_state_dict=trainer.scheduler.state_dict(),
             scaler_state_dict=trainer.scaler.state_dict(),
-            config=config,
+            **about,
         )
         logger.info("saved %s", path)
         if run_config.delete_previous_checkpoint:
@@ -165,7 +164,7 @@ def checkpoint_path(run_folder: Path, epoch: int) -> Path:
 
 def restore(trainer: Trainer, paths: str) -> int:
     """Take optimizer, schedule and step from the last of `paths`; the epoch to go on with."""
-    path = list(split_paths(paths))[-1]
+    path = split_paths(paths)[-1]
     payload = read_checkpoint(path)
     needed = ("epoch", "step", "optimizer_state_dict", "lr_scheduler_state_dict", "scaler_state_dict")
     if missing := [name for name in needed if name not in payload]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from torch import Tensor
 
 from open_flamingo.src.flamingo import Flamingo
+from open_flamingo.src.weights import add_lora, load_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def prepare_model_for_tuning(
 
 def _add_lora(model: Flamingo, config: TuningConfig) -> None:
     if isinstance(config.from_pretrained, str):
-        model.lang_encoder = PeftModel.from_pretrained(model.lang_encoder, config.from_pretrained, is_trainable=True)
+        load_adapter(model, config.from_pretrained)
         return
     lora = LoraConfig(
         target_modules=_present_targets(model, config.lora_target_modules),
@@ -116,7 +117,7 @@ def _add_lora(model: Flamingo, config: TuningConfig) -> None:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
     )
-    model.lang_encoder = get_peft_model(model.lang_encoder, lora)
+    add_lora(model, lora)
 
 
 def _present_targets(model: Flamingo, targets: list[str]) -> list[str]:

@@ -9,11 +9,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from open_flamingo.src.flamingo import Flamingo
+from open_flamingo.src.media import MediaAttention
 from open_flamingo.src.vision import create_vision_encoder, visual_width
+from open_flamingo.src.weights import load_adapter
 
 MEDIA_TOKEN = "<image>"
 END_OF_CHUNK_TOKEN = "<|endofchunk|>"
 PAD_TOKEN = "<PAD>"
+
+V1_TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+"""LLaMA's own, which the tokenizer files of 2023 had wrong."""
 
 
 def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlamingo, argument for argument
@@ -27,6 +32,8 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     freeze_lm_embeddings: bool = False,
     cache_dir: str | None = None,
     *,
+    media_attention: MediaAttention = "previous",
+    lora_weights: str | None = None,
     quick_gelu: bool | None = None,
     lm_dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
@@ -36,8 +43,10 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
 
     The resampler, the gated blocks and, unless frozen, the input embeddings require gradients; all else is frozen.
     `tokenizer_path` defaults to `lang_encoder_path`; the language model's weights are held in `lm_dtype`. `quick_gelu`
-    and the two encoder arguments as in `create_vision_encoder`; `flamingo_kwargs` as in `Flamingo`. Raises ValueError
-    for what cannot be found.
+    and the two encoder arguments as in `create_vision_encoder`; `flamingo_kwargs` as in `Flamingo`. `media_attention`
+    "next" is the v1 family (OpenFlamingo-9B v1, Clever Flamingo v1): its mask, LLaMA's token ids, an answer ends at the
+    end of the sequence. `lora_weights` is a PEFT folder to put around the language model. Raises ValueError for what
+    cannot be found.
     """
     visual, image_processor = create_vision_encoder(
         clip_vision_encoder_path, clip_vision_encoder_pretrained, quick_gelu=quick_gelu, cache_dir=cache_dir
@@ -45,6 +54,10 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     hub = {"local_files_only": use_local_files, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     tokenizer = _load(AutoTokenizer, tokenizer_path or lang_encoder_path, "tokenizer", hub)
     add_special_tokens(tokenizer)
+    is_v1 = media_attention == "next"
+    if is_v1:
+        for name, token_id in V1_TOKEN_IDS.items():
+            setattr(tokenizer, name, token_id)
     lang_encoder = _load(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
     # released checkpoints hold len(tokenizer) rows, also where the LM came with more (MPT-7B: 50432 to 50280)
     lang_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -56,9 +69,13 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
         vis_dim=visual_width(visual),
         cross_attn_every_n_layers=cross_attn_every_n_layers,
         decoder_layers_attr_name=decoder_layers_attr_name,
+        media_attention=media_attention,
+        stop_token_id=tokenizer.eos_token_id if is_v1 else None,
         **flamingo_kwargs,
     )
     freeze(model, freeze_lm_embeddings=freeze_lm_embeddings)
+    if lora_weights is not None:
+        load_adapter(model, lora_weights)
     return model, image_processor, tokenizer
 
 

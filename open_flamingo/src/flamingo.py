@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from open_flamingo.src.flamingo_lm import FlamingoLayer, inject
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
-from open_flamingo.src.media import Media, conditioned
+from open_flamingo.src.media import Media, MediaAttention, conditioned
 from open_flamingo.src.vision import visual_tokens
 
 
@@ -28,13 +28,18 @@ class Flamingo(nn.Module):
         *,
         decoder_layers_attr_name: str | None = None,
         only_attend_immediate_media: bool = True,
+        media_attention: MediaAttention = "previous",
+        stop_token_id: int | None = None,
         resampler_depth: int = 6,
         resampler_latents: int = 64,
     ) -> None:
+        """Generation stops at `stop_token_id`, by default `eoc_token_id`."""
         super().__init__()
         self.eoc_token_id = eoc_token_id
         self.media_token_id = media_token_id
+        self.stop_token_id = eoc_token_id if stop_token_id is None else stop_token_id
         self.only_attend_immediate_media = only_attend_immediate_media
+        self.media_attention = media_attention
         self.vision_encoder = vision_encoder
         self.perceiver = PerceiverResampler(dim=vis_dim, depth=resampler_depth, num_latents=resampler_latents)
         inject(lang_encoder, vis_dim=vis_dim, every=cross_attn_every_n_layers, attr_name=decoder_layers_attr_name)
@@ -86,10 +91,10 @@ class Flamingo(nn.Module):
     ) -> Tensor:
         """Prompt and generated ids (b, t + new), by `lang_encoder.generate` with any argument it takes.
 
-        `vision_x` as in `forward`; pad `lang_x` on the left. Stops at `<|endofchunk|>` unless `eos_token_id` says
-        otherwise, and never generates `<image>`.
+        `vision_x` as in `forward`; pad `lang_x` on the left. Stops at `<|endofchunk|>` (v1: at the end of the sequence)
+        unless `eos_token_id` says otherwise, and never generates `<image>`.
         """
-        generation.setdefault("eos_token_id", self.eoc_token_id)
+        generation.setdefault("eos_token_id", self.stop_token_id)
         config: Any = generation.get("generation_config") or self.lang_encoder.generation_config
         suppressed = generation.get("suppress_tokens") or config.suppress_tokens or []
         generation["suppress_tokens"] = [*suppressed, self.media_token_id]
@@ -129,7 +134,13 @@ class Flamingo(nn.Module):
                 raise ValueError("the text holds <image> tokens, but no images were given")
             return None
         images = real_images(vision_x, locations.sum(dim=1))
-        return Media(self._encode(images), locations, self.media_token_id, self.only_attend_immediate_media)
+        return Media(
+            self._encode(images),
+            locations,
+            self.media_token_id,
+            self.only_attend_immediate_media,
+            self.media_attention,
+        )
 
     def _encode(self, images: Tensor) -> Tensor:
         """Images (N, F, C, H, W) to latents (N, n, d); N may be 0, so that every rank's gradients reach the resampler."""

@@ -79,6 +79,15 @@ def inject(lang_encoder: nn.Module, *, vis_dim: int, every: int, attr_name: str 
     lang_encoder.get_output_embeddings().register_forward_pre_hook(select_positions)  # type: ignore[operator]
 
 
+def eject(lang_encoder: nn.Module) -> None:
+    """Take the blocks out again, in place: the language model is what it was before `inject`, but for its hooks."""
+    for module in list(lang_encoder.modules()):
+        if isinstance(module, nn.ModuleList):
+            for i, layer in enumerate(module):
+                if isinstance(layer, FlamingoLayer):
+                    module[i] = layer.decoder_layer
+
+
 def _name(module: nn.Module) -> str:
     return type(module).__name__
 

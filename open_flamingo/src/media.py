@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+MediaAttention = Literal["previous", "next"]
+"""Whether a text token belongs to the image before it, or, in OpenFlamingo's first version, to the image after it."""
 
 QUERY_CHUNK = 64
 """Tokens of one image are attended in chunks of at most this many: padding stays small, however long the text."""
@@ -40,7 +43,8 @@ class Media:
     """True at the `<image>` tokens of the text the images came with: (b, t)."""
     media_token_id: int
     only_immediate: bool = True
-    """A token attends the last image before it; False: all images before it."""
+    """A token attends its own image alone; False: all images up to its own."""
+    attention: MediaAttention = "previous"
     is_cached: bool = False
     """Text without `<image>` continues the text the images came with, with or without a KV cache."""
     memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -60,9 +64,15 @@ class Media:
         continues = self.is_cached and not bool(is_media.any())
         seen = counts if continues else self.locations[:, :past].sum(dim=1)
         beams = input_ids.shape[0] // self.locations.shape[0]
-        time = seen.repeat_interleave(beams)[:, None] + is_media.cumsum(dim=1)
-        time = time.minimum(counts.repeat_interleave(beams)[:, None])
-        first = (counts.cumsum(dim=0) - counts).repeat_interleave(beams)[:, None]
+        first, counts, seen = (
+            x.repeat_interleave(beams)[:, None] for x in (counts.cumsum(dim=0) - counts, counts, seen)
+        )
+        time = seen + is_media.cumsum(dim=1)
+        if self.attention == "previous":
+            time = time.minimum(counts)
+        else:
+            time = time + ~is_media
+            time = time.where(time <= counts, 0)  # text after the last image has none
         if self.only_immediate:
             return LastImage(self, time, first)
         return AllImagesBefore(self, time, first)
@@ -72,7 +82,7 @@ class AttendedMedia:
     """The attending tokens of one run of the decoder layers, and how they attend."""
 
     def __init__(self, media: Media, time: Tensor) -> None:
-        """`time` (r, t) counts the images at or before each token."""
+        """`time` (r, t) is the number of each token's image in its sample, from 1, or 0."""
         self.media = media
         self.tokens = (time > 0).flatten().nonzero().squeeze(1)
         """Flat indices of the tokens with an image, in reading order: (m,)."""
@@ -113,7 +123,7 @@ class LastImage(AttendedMedia):
 
 
 class AllImagesBefore(AttendedMedia):
-    """Each token attends the latents of every image at or before it, through a mask over all images of the batch."""
+    """Each token attends the latents of every image up to its own, through a mask over all images of the batch."""
 
     def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
         super().__init__(media, time)

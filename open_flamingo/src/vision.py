@@ -2,6 +2,7 @@
 
 # N images, v visual tokens, d width, H W the grid of a convolutional tower
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,17 @@ import open_clip
 import torch
 from einops import rearrange
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 NO_WEIGHTS = "none"
+
+VISUAL_TOKENS = "last block, before the final norm, without class token"
+"""What a tower's visual tokens are; recorded with saved models, since newer open_clip means others by default."""
+
+CONFIG_FILE = "open_clip_config.json"
 
 
 def create_vision_encoder(
@@ -25,29 +32,50 @@ def create_vision_encoder(
 
     `path` is a name ("ViT-L-14-336"), an open_clip config JSON, or a folder with `open_clip_config.json` and weights;
     `pretrained` a tag, a weights file, or "none" for random weights; a folder's own weights are used whatever the tag.
-    `quick_gelu` is on for the tag "openai" unless given: those weights were trained with it. Raises ValueError for an
-    unknown name, tag or file.
+    `quick_gelu` is that of the config, and on for the tag "openai", unless given: those weights were trained with it.
+    Raises ValueError for an unknown name, tag or file, and where `quick_gelu` contradicts the tower.
     """
     name, weights = _resolve(path, pretrained)
-    if quick_gelu is None:
-        quick_gelu = weights == "openai"
     try:
         clip = open_clip.create_model(
             name,
             pretrained=weights,
             load_weights=pretrained != NO_WEIGHTS,
-            force_quick_gelu=quick_gelu,
+            force_quick_gelu=weights == "openai" if quick_gelu is None else quick_gelu,
             pretrained_text=False,
             cache_dir=cache_dir,
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"vision encoder {path!r} with weights {pretrained!r}: {error}") from error
     visual = clip.visual.requires_grad_(False).eval()
+    if quick_gelu is not None and quick_gelu != uses_quick_gelu(visual):
+        raise ValueError(f"vision encoder {path!r} {'has no' if quick_gelu else 'is configured for'} QuickGELU")
     if pretrained == NO_WEIGHTS:
-        logger.warning("the vision encoder %s has random weights", path)
+        logger.warning("the vision encoder %s has random weights, unless a checkpoint holds its own", path)
     if not _has_tokens(visual):
         visual.to(memory_format=torch.channels_last)  # convolutions run in this layout, so keep from converting to it
     return visual, image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
+
+
+def uses_quick_gelu(visual: nn.Module) -> bool:
+    """Whether the tower computes QuickGELU."""
+    return any(isinstance(module, QuickGELU) for module in visual.modules())
+
+
+def save_vision_config(folder: Path, path: str, visual: nn.Module) -> None:
+    """Write the config of the tower made from `path`, without weights: the folder is a `path` with weights "none"."""
+    name, _ = _resolve(path, NO_WEIGHTS)
+    if Path(path).is_dir():
+        model = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        model = open_clip.get_model_config(name)
+    vision = model["vision_cfg"] | {"timm_model_pretrained": False}
+    # open_clip builds no tower without a text tower: the smallest one, whatever it was
+    text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
+    model = {"embed_dim": model["embed_dim"], "vision_cfg": vision, "text_cfg": text}
+    config = {"model_cfg": model | {"quick_gelu": uses_quick_gelu(visual)}, "preprocess_cfg": visual.preprocess_cfg}
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def _resolve(path: str, pretrained: str) -> tuple[str, str | None]:

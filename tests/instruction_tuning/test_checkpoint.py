@@ -15,13 +15,12 @@ from toy import GOLDENS, TUNING_CONFIGS, golden_tokenizer
 from open_flamingo import Flamingo
 from open_flamingo.instruction_tuning.checkpoint import (
     load_checkpoints,
-    plain_name,
     read_checkpoint,
     save_checkpoint,
-    saved_name,
     state_to_save,
 )
 from open_flamingo.instruction_tuning.tuning import parse_tuning_config, prepare_model_for_tuning
+from open_flamingo.src.weights import plain_name, saved_name
 
 PLAIN = parse_tuning_config({"lora": False, "unfrozen": ["perceiver", "gated_cross_attn_layer"]})
 LORA = parse_tuning_config(
@@ -30,7 +29,7 @@ LORA = parse_tuning_config(
         "from_pretrained": False,
         "lora_target_modules": ["q_proj", "Wqkv", "to_q"],
         "lora_r": 4,
-        "lora_alpha": 8,
+        "lora_alpha": 4,
         "lora_dropout": 0.0,
         "unfrozen": ["perceiver", "gated_cross_attn_layer"],
     }
@@ -103,16 +102,16 @@ def test_weights_saved_before_lora_load_after_lora(build, tmp_path):
     torch.testing.assert_close({name: loaded[name].detach() for name in expected}, expected, **EXACT)
 
 
-def test_weights_saved_after_lora_load_before_lora(build, tmp_path):
+def test_weights_saved_with_lora_bring_it_to_a_model_without(build, tmp_path):
     trained, fresh = build(1, LORA), build(2, PLAIN)
     load_checkpoints(fresh, saved(tmp_path / "after.pt", trained))
-    torch.testing.assert_close(state_to_save(fresh), without_lora(state_to_save(trained)), **EXACT)
+    torch.testing.assert_close(logits(fresh), logits(trained), **EXACT)
 
 
 def test_several_checkpoints_are_loaded_one_over_the_other(model, tmp_path):
     first = save_state(tmp_path / "a.pt", {LATENTS: torch.ones(64, 64), "perceiver.norm.bias": torch.ones(64)})
     second = save_state(tmp_path / "b.pt", {LATENTS: torch.zeros(64, 64)})
-    load_checkpoints(model, f"{first}, {second}")
+    load_checkpoints(model, f"{first}, {second}", strict=False)
     assert (model.perceiver.latents == 0).all()
     assert (model.perceiver.norm.bias == 1).all()
 
@@ -141,56 +140,12 @@ def test_saved_names_are_those_of_the_released_checkpoints(build_tiny):
     } <= set(state_to_save(model))
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        LATENTS,
-        "module.perceiver.latents",
-        "_orig_mod.perceiver.latents",
-        "module._orig_mod.perceiver.latents",
-        "perceiver._checkpoint_wrapped_module.latents",
-        "_fsdp_wrapped_module.perceiver._fsdp_wrapped_module.latents",
-    ],
-)
-def test_what_wrappers_put_into_names_is_understood(model, tmp_path, key):
-    load_checkpoints(model, str(save_state(tmp_path / "a.pt", {key: torch.ones(64, 64)})))
-    assert (model.perceiver.latents == 1).all()
-
-
-@pytest.mark.parametrize("layer", [".base_layer.", "."], ids=["new-peft", "old-peft"])
-@pytest.mark.parametrize("tuning", [PLAIN, LORA], ids=["plain", "lora"])
-def test_base_weights_from_any_version_of_peft_are_understood(build, tmp_path, tuning, layer):
-    model = build(1, tuning)
-    block = model.gated_cross_attn_layers[-1]
-    weight = getattr(block.attn.to_q, "base_layer", block.attn.to_q).weight
-    (name,) = (name for name, parameter in model.named_parameters() if parameter is weight)
-    inner = plain_name(name).removeprefix("lang_encoder.").removesuffix(".weight")
-    key = f"lang_encoder.base_model.model.{inner}{layer}weight"
-    load_checkpoints(model, str(save_state(tmp_path / "a.pt", {key: torch.ones_like(weight)})))
-    assert (weight == 1).all()
-
-
-def test_a_tied_weight_is_known_by_each_of_its_names(build_tiny, tmp_path):
-    model, _, _ = build_tiny(lm=LMS["tied"])
-    weight = model.lang_encoder.get_input_embeddings().weight
-    for value, name in enumerate(("transformer.wte", "lm_head")):
-        state = {f"lang_encoder.{name}.weight": torch.full_like(weight, value)}
-        load_checkpoints(model, str(save_state(tmp_path / "a.pt", state)))
-        assert (weight == value).all()
-
-
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_bare_state_dict_is_accepted_in_either_format(model, tmp_path, suffix):
     path = tmp_path / f"weights.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)({LATENTS: torch.ones(64, 64)}, path)
-    load_checkpoints(model, str(path))
+    load_checkpoints(model, str(path), strict=False)
     assert (model.perceiver.latents == 1).all()
-
-
-def test_keys_that_match_nothing_are_listed(model, tmp_path, caplog):
-    state = {LATENTS: torch.ones(64, 64), "lang_encoder.nowhere.weight": torch.ones(2)}
-    load_checkpoints(model, str(save_state(tmp_path / "a.pt", state)))
-    assert "1 tensors match no parameter: lang_encoder.nowhere.weight" in caplog.text
 
 
 def refused(load: Callable[[], object], path: Path) -> str:
@@ -207,15 +162,6 @@ def test_a_checkpoint_that_matches_nothing_is_refused(model, tmp_path):
     message = refused(lambda: load_checkpoints(model, str(path)), path)
     assert "matches no parameter" in message
     assert "encoder.weight" in message
-
-
-def test_a_tensor_of_another_shape_is_refused_before_anything_is_loaded(model, tmp_path):
-    before = model.perceiver.norm.bias.detach().clone()
-    path = save_state(tmp_path / "a.pt", {"perceiver.norm.bias": torch.full((64,), 7.0), LATENTS: torch.ones(64, 32)})
-    message = refused(lambda: load_checkpoints(model, str(path)), path)
-    for part in (LATENTS, "(64, 32)", "(64, 64)"):
-        assert part in message
-    torch.testing.assert_close(model.perceiver.norm.bias.detach(), before, **EXACT)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

@@ -8,11 +8,11 @@ import pytest
 
 from open_flamingo.instruction_tuning import instruction_dataset_inference, train
 from open_flamingo.instruction_tuning.command import parse
-from open_flamingo.instruction_tuning.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from open_flamingo.instruction_tuning.instruction_dataset_inference import DataFlags, GenerationFlags, ModelFlags
+from open_flamingo.instruction_tuning.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainedConfig
+from open_flamingo.instruction_tuning.instruction_dataset_inference import DataFlags, GenerationFlags
 
 TRAINING = [ModelConfig, DataConfig, OptimConfig, RunConfig]
-INFERENCE = [ModelFlags, DataFlags, GenerationFlags]
+INFERENCE = [TrainedConfig, DataFlags, GenerationFlags]
 REQUIRED = ["--instruction_data", "data.json", "--tuning_config", "tuning.json"]
 
 TRAINING_COMMAND = """

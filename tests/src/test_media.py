@@ -16,6 +16,7 @@ IMAGE_ID = 7
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 """Of sums in another order, for outputs of about ten."""
 BOTH_MASKS = pytest.mark.parametrize("only_immediate", [True, False])
+BOTH_SIDES = pytest.mark.parametrize("belongs_to", ["previous", "next"])
 
 
 @st.composite
@@ -58,8 +59,24 @@ def attend(attention: MaskedCrossAttention, text: Tensor, media: Media, ids: Ten
     return torch.zeros_like(flat).index_copy(0, attended.tokens, update).view_as(text)
 
 
+def number_of_image(is_image: Tensor, belongs_to: str) -> Tensor:
+    """The number of each token's image (t,), from 1, or 0; the rule in words of spec and paper, token by token."""
+    numbers = []
+    for token, is_own in enumerate(is_image.tolist()):
+        before = int(is_image[: token + 1].sum())
+        number = before if is_own or belongs_to == "previous" else before + 1
+        numbers.append(number if number <= int(is_image.sum()) else 0)
+    return torch.tensor(numbers)
+
+
 def reference(
-    attention: MaskedCrossAttention, text: Tensor, latents: Tensor, locations: Tensor, *, only_immediate: bool
+    attention: MaskedCrossAttention,
+    text: Tensor,
+    latents: Tensor,
+    locations: Tensor,
+    *,
+    only_immediate: bool,
+    belongs_to: str = "previous",
 ) -> Tensor:
     """Softmax over the latents of the images that a token may attend, sample by sample, with an explicit mask."""
     out = []
@@ -67,7 +84,7 @@ def reference(
     for x, images, is_image in zip(text, images_of_rows, locations, strict=True):
         q = rearrange(attention.to_q(attention.norm(x)), "t (h d) -> h t d", h=HEADS)
         k, v = (rearrange(y, "T n (h d) -> h T n d", h=HEADS) for y in attention.to_kv(images).chunk(2, dim=-1))
-        number, time = torch.arange(1, len(images) + 1), is_image.cumsum(dim=0)[:, None]
+        number, time = torch.arange(1, len(images) + 1), number_of_image(is_image, belongs_to)[:, None]
         allowed = number == time if only_immediate else number <= time
         scores = torch.einsum("h t d, h T n d -> h t T n", q, k) * q.shape[-1] ** -0.5
         scores = scores.masked_fill(~allowed[None, :, :, None], float("-inf"))
@@ -76,13 +93,15 @@ def reference(
     return attention.to_out(torch.stack(out))
 
 
+@BOTH_SIDES
 @BOTH_MASKS
 @LAYOUTS
 @given(locations=layouts())
-def test_attention_equals_the_reference(only_immediate, locations):
+def test_attention_equals_the_reference(only_immediate, belongs_to, locations):
     attention, text, latents = random_parts(locations)
-    actual = attend(attention, text, Media(latents, locations, IMAGE_ID, only_immediate), ids_of(locations))
-    expected = reference(attention, text, latents, locations, only_immediate=only_immediate)
+    media = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to)
+    expected = reference(attention, text, latents, locations, only_immediate=only_immediate, belongs_to=belongs_to)
+    actual = attend(attention, text, media, ids_of(locations))
     torch.testing.assert_close(actual, expected, **ROUNDING)
 
 
@@ -96,12 +115,13 @@ def test_attention_of_a_run_about_as_long_as_chunks_equals_the_reference(only_im
     torch.testing.assert_close(actual, expected, **ROUNDING)
 
 
+@BOTH_SIDES
 @BOTH_MASKS
 @LAYOUTS
 @given(locations=layouts(), data=st.data())
-def test_text_in_two_pieces_attends_as_text_in_one(only_immediate, locations, data):
+def test_text_in_two_pieces_attends_as_text_in_one(only_immediate, belongs_to, locations, data):
     attention, text, latents = random_parts(locations)
-    media, ids = Media(latents, locations, IMAGE_ID, only_immediate), ids_of(locations)
+    media, ids = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
     cut = data.draw(st.integers(1, locations.shape[1]))
     pieces = [attend(attention, text[:, :cut], media, ids[:, :cut])]
     if cut < locations.shape[1]:
@@ -109,12 +129,13 @@ def test_text_in_two_pieces_attends_as_text_in_one(only_immediate, locations, da
     torch.testing.assert_close(torch.cat(pieces, dim=1), attend(attention, text, media, ids), **ROUNDING)
 
 
+@BOTH_SIDES
 @BOTH_MASKS
 @LAYOUTS
 @given(locations=layouts(), beams=st.integers(2, 3))
-def test_each_beam_attends_as_its_sample(only_immediate, locations, beams):
+def test_each_beam_attends_as_its_sample(only_immediate, belongs_to, locations, beams):
     attention, text, latents = random_parts(locations)
-    media, ids = Media(latents, locations, IMAGE_ID, only_immediate), ids_of(locations)
+    media, ids = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
     actual = attend(attention, text.repeat_interleave(beams, 0), media, ids.repeat_interleave(beams, 0))
     expected = attend(attention, text, media, ids).repeat_interleave(beams, 0)
     torch.testing.assert_close(actual, expected, **ROUNDING)
@@ -153,6 +174,16 @@ def test_text_after_cached_media_belongs_to_the_last_image_of_its_sample():
     attended = media.place(torch.zeros(3, 2, dtype=torch.long), past=0)
     assert attended.tokens.tolist() == [0, 1, 2, 3]
     assert attended.images.tolist() == [1, 2]
+
+
+def test_new_tokens_after_the_last_image_attend_nothing_in_the_first_version():
+    locations = row_of(1, length=3)
+    attention, text, latents = random_parts(locations)
+    media = Media(latents, locations, IMAGE_ID, attention="next")
+    prompt = attend(attention, text, media, ids_of(locations))
+    assert (prompt != 0).any(dim=-1).tolist() == [[True, True, False]]
+    new = attend(attention, text[:, :1], media, torch.zeros(1, 1, dtype=torch.long), past=3)
+    assert (new == 0).all()
 
 
 def test_image_tokens_beyond_the_images_attend_the_last_one():
