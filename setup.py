@@ -23,6 +23,7 @@ setup(
         "pillow>=11",
         "rouge-score>=0.1.2",
         "safetensors>=0.6",
+        "sentencepiece>=0.2",  # tokenizer.model, all that LLaMA folders of 2023 hold
         "tensorboard>=2.19",
         "torch>=2.14",
         "torchvision>=0.29",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,11 @@ def _read(paths: str) -> dict[str, dict[str, Any]]:
 
 def _recipe(payloads: Mapping[str, dict[str, Any]], config: TrainedConfig) -> Recipe:
     """The recipe of the last checkpoint, with what is named put over it; all of it named where there is none."""
-    names = (
-        "lm_path",
-        "tokenizer_path",
-        "vision_encoder_path",
-        "vision_encoder_pretrained",
-        "cross_attn_every_n_layers",
-    )
-    named: dict[str, Any] = {name: value for name in names if (value := getattr(config, name)) is not None}
+    named: dict[str, Any] = {
+        f.name: value for f in fields(ModelConfig) if (value := getattr(config, f.name, None)) is not None
+    }
+    if named.keys() & {"vision_encoder_path", "vision_encoder_pretrained"}:
+        named = {"quick_gelu": None} | named  # what was recorded is of another tower
     if config.v1:
         named["media_attention"] = "next"
     tuning = read_tuning_config(Path(config.tuning_config)) if config.tuning_config else None

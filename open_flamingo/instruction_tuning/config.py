@@ -48,10 +48,11 @@ class TrainedConfig:
     """The model: a checkpoint or an exported folder of this project needs no flag beside it."""
 
     checkpoint_paths: str | None = flag("checkpoints to load, separated by commas, one over the other")
-    lm_path: str | None = flag("language model; not given: as the last checkpoint says, like the next six", None)
+    lm_path: str | None = flag("language model; not given: as the last checkpoint says, like the next seven", None)
     tokenizer_path: str | None = flag("tokenizer", None)
     vision_encoder_path: str | None = flag("open_clip model name, config JSON, or folder", None)
     vision_encoder_pretrained: str | None = flag("weights of the vision encoder", None)
+    quick_gelu: bool | None = flag("these weights were trained with QuickGELU; not given: only those of 'openai'", None)
     tuning_config: str | None = flag("the tuning config of the checkpoints", None)
     cross_attn_every_n_layers: int | None = flag("a gated cross-attention block before every N-th layer", None)
     v1: bool = flag("the checkpoints are of the v1 family: OpenFlamingo-9B v1, Clever Flamingo v1", False)

@@ -54,7 +54,6 @@ def make_trainer(
     if optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(ranks.device).train()
-    model.vision_encoder.eval()
     optimizer = make_optimizer(
         model.named_parameters(),
         learning_rate=optim.learning_rate,

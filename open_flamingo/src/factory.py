@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from open_flamingo.src import mosaic_gpt  # noqa: F401 - registers MPT-1B
 from open_flamingo.src.flamingo import Flamingo
 from open_flamingo.src.media import MediaAttention
+from open_flamingo.src.mpt import use_sdpa
 from open_flamingo.src.vision import create_vision_encoder, visual_width
 from open_flamingo.src.weights import load_adapter
 
@@ -59,6 +61,7 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
         for name, token_id in V1_TOKEN_IDS.items():
             setattr(tokenizer, name, token_id)
     lang_encoder = _load(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
+    use_sdpa(lang_encoder)
     # released checkpoints hold len(tokenizer) rows, also where the LM came with more (MPT-7B: 50432 to 50280)
     lang_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model = Flamingo(

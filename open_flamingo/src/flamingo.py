@@ -95,6 +95,8 @@ class Flamingo(nn.Module):
         unless `eos_token_id` says otherwise, and never generates `<image>`.
         """
         generation.setdefault("eos_token_id", self.stop_token_id)
+        if "generation_config" not in generation:
+            generation.setdefault("use_cache", True)  # off in MPT's own settings
         config: Any = generation.get("generation_config") or self.lang_encoder.generation_config
         suppressed = generation.get("suppress_tokens") or config.suppress_tokens or []
         generation["suppress_tokens"] = [*suppressed, self.media_token_id]
@@ -113,6 +115,12 @@ class Flamingo(nn.Module):
     def uncache_media(self) -> None:
         """Forget the images of `cache_media`."""
         self._cached_media = None
+
+    def train(self, mode: bool = True) -> "Flamingo":
+        """Training mode, or not; the frozen tower stays as it was trained, with its statistics of batches."""
+        super().train(mode)
+        self.vision_encoder.eval()
+        return self
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the activations of each layer, and of each block, in the backward pass."""

@@ -31,9 +31,11 @@ class FlamingoLayer(nn.Module):
         """Hidden states (b, t, d) through the block, then through the decoder layer with all other arguments."""
         block = self.gated_cross_attn_layer
         if block is not None:
+            if hidden_states.dim() != 3:
+                raise ValueError(f"{_name(self.decoder_layer)} carries several streams per token: it is not supported")
             # what is attended goes in as an argument: recomputation in the backward pass runs outside the call
             run = partial(checkpoint, block, use_reentrant=False) if self._checkpoints() else block
-            hidden_states = run(hidden_states, attended_media())
+            hidden_states = run(hidden_states, attended_media(hidden_states.shape[1]))
         return self.decoder_layer(hidden_states, *args, **kwargs)
 
     def _checkpoints(self) -> bool:
@@ -75,8 +77,19 @@ def inject(lang_encoder: nn.Module, *, vis_dim: int, every: int, attr_name: str 
         has_block = (i + 1) % every == 0
         block = GatedCrossAttentionBlock(dim=dim, dim_visual=vis_dim) if has_block else None
         layers[i] = FlamingoLayer(block, layer)
-    lang_encoder.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(place_media, with_kwargs=True)
+    for stack in _stacks(lang_encoder, name):
+        stack.register_forward_pre_hook(place_media, with_kwargs=True)
     lang_encoder.get_output_embeddings().register_forward_pre_hook(select_positions)  # type: ignore[operator]
+
+
+def _stacks(lang_encoder: nn.Module, name: str) -> list[nn.Module]:
+    """The modules around the list of layers `name`, of which the outermost that is called at all is called with ids.
+
+    It is not always the list's owner (Gemma 3 with its own tower), nor the one below the head (OPT), and never the
+    language model itself, whose hooks PEFT passes by.
+    """
+    parts = name.split(".")
+    return [lang_encoder.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))] or [lang_encoder]
 
 
 def eject(lang_encoder: nn.Module) -> None:

@@ -81,11 +81,15 @@ class Media:
 class AttendedMedia:
     """The attending tokens of one run of the decoder layers, and how they attend."""
 
-    def __init__(self, media: Media, time: Tensor) -> None:
-        """`time` (r, t) is the number of each token's image in its sample, from 1, or 0."""
-        self.media = media
+    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
+        """`time` (r, t) is the number of each token's image in its sample, from 1, or 0; `first` (r, 1) that sample's first."""
+        self.media, self.time, self.first = media, time, first
         self.tokens = (time > 0).flatten().nonzero().squeeze(1)
         """Flat indices of the tokens with an image, in reading order: (m,)."""
+
+    def last(self, length: int) -> "AttendedMedia":
+        """The last `length` tokens of the run: all that some upper layers see of a prompt (Gemma 4)."""
+        return self if length == self.time.shape[1] else type(self)(self.media, self.time[:, -length:], self.first)
 
     def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
         """Keys and values (N, h, n, d) of all images for `layer`."""
@@ -103,7 +107,7 @@ class LastImage(AttendedMedia):
     """
 
     def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
-        super().__init__(media, time)
+        super().__init__(media, time, first)
         image = (first + time - 1).flatten()[self.tokens]
         starts = torch.ones_like(image, dtype=torch.bool)
         starts[1:] = image[1:] != image[:-1]
@@ -126,7 +130,7 @@ class AllImagesBefore(AttendedMedia):
     """Each token attends the latents of every image up to its own, through a mask over all images of the batch."""
 
     def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
-        super().__init__(media, time)
+        super().__init__(media, time, first)
         image = torch.arange(len(media.latents), device=time.device)
         first, time = first.expand_as(time).flatten()[self.tokens], time.flatten()[self.tokens]
         self.mask = (image >= first[:, None]) & (image < (first + time)[:, None])
@@ -159,10 +163,10 @@ def conditioned(media: Media | None, logits_at: Tensor | None = None) -> Iterato
         _CALL.reset(token)
 
 
-def attended_media() -> AttendedMedia | None:
-    """What the run under way attends; None outside a call and in text without images."""
+def attended_media(length: int) -> AttendedMedia | None:
+    """What the last `length` tokens of the run under way attend; None outside a call and in text without images."""
     call = _CALL.get()
-    return call.attended if call else None
+    return call.attended.last(length) if call and call.attended else None
 
 
 def place_media(_stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -172,9 +176,11 @@ def place_media(_stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return
     input_ids = kwargs.get("input_ids", args[0] if args else None)
     if input_ids is None:
+        if call.attended is not None:  # placed further out
+            return
         raise ValueError("the images of a text are found by its input_ids: call the model with ids, not inputs_embeds")
-    if kwargs.get("cache_params") is not None:
-        raise ValueError("a language model with a state in place of a KV cache (Mamba) is not supported")
+    if kwargs.get("cache_params") is not None or kwargs.get("state") is not None:
+        raise ValueError("a language model with a state in place of a KV cache (Mamba, RWKV) is not supported")
     cache = kwargs.get("past_key_values")
     call.attended = call.media.place(input_ids, int(cache.get_seq_length()) if cache is not None else 0)
 

@@ -1,5 +1,7 @@
 """Generation with images: the cache, padding, batching and beams change nothing, and `<image>` is never generated."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from open_flamingo import Flamingo
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 NEW_TOKENS = 8
 
 
@@ -165,3 +168,14 @@ def test_the_few_shot_example_of_open_flamingo_runs_as_written(build_tiny):
     prompt = tokenizer.decode(lang_x["input_ids"][0])
     assert tokenizer.decode(generated_text[0]).startswith(prompt)
     assert lang_x["input_ids"].shape[1] < generated_text.shape[1] <= lang_x["input_ids"].shape[1] + 20
+
+
+def test_every_family_generates_with_a_cache_unless_told_not_to(build_tiny):
+    model, _, tokenizer = build_tiny(lm=GOLDENS / "mpt" / "lm")
+    assert not model.lang_encoder.generation_config.use_cache  # as transformers has it for MPT
+    prompt = encode(tokenizer, "No picture here")
+    for use_cache, length in ((None, 1), (False, prompt["lang_x"].shape[1] + 2)):
+        settings = {} if use_cache is None else {"use_cache": use_cache}
+        with inputs_seen([model.lang_encoder.get_input_embeddings()]) as ids:
+            model.generate(None, **prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False, **settings)
+        assert ids[-1].shape[1] == length

@@ -210,7 +210,7 @@ def test_outside_a_call_nothing_is_attended_also_after_an_error():
     media = Media(torch.randn(1, LATENTS, VISUAL_WIDTH), row_of(0, length=3), IMAGE_ID)
     with pytest.raises(KeyError), conditioned(media):
         raise KeyError
-    assert attended_media() is None
+    assert attended_media(1) is None
 
 
 def test_inputs_embeds_are_refused_where_images_must_be_found(build_tiny):

@@ -1,4 +1,4 @@
-"""Visual tokens of open_clip towers: the last block before the final norm, without the class token."""
+"""How an open_clip tower is named, loaded and frozen, and when it computes with QuickGELU; its tokens: test_towers."""
 
 import json
 from pathlib import Path
@@ -11,23 +11,11 @@ from PIL import Image
 from tiny import EXACT
 from torch import nn
 
-from open_flamingo.src.vision import create_vision_encoder, visual_tokens, visual_width
+from open_flamingo.src.vision import create_vision_encoder, visual_tokens
 
 
 def quick_gelus(visual: nn.Module) -> int:
     return sum(isinstance(m, open_clip.transformer.QuickGELU) for m in visual.modules())
-
-
-def timm_tower(folder: Path, name: str, size: int) -> nn.Module:
-    """A random tower of `name` in timm, from an open_clip config."""
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"timm_model_name": name, "timm_proj": "linear", "timm_pool": "avg", "image_size": size},
-        "text_cfg": {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
-    }
-    path = folder / f"tower-of-{name}.json"
-    path.write_text(json.dumps(config))
-    return create_vision_encoder(str(path), "none")[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,41 +26,6 @@ def tiny_weights(tiny_vision, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.pt"
     torch.save(open_clip.create_model(tiny_vision.stem).state_dict(), path)
     return path
-
-
-def test_tokens_of_a_vit_are_the_output_of_its_last_block_without_the_class_token(tiny_vision):
-    visual, _ = create_vision_encoder(str(tiny_vision), "none")
-    nn.init.normal_(visual.ln_post.weight)
-    outputs = []
-    visual.transformer.resblocks[-1].register_forward_hook(lambda _m, _args, output: outputs.append(output))
-    tokens = visual_tokens(visual, torch.randn(3, 3, 32, 32))
-    assert tokens.shape == (3, 16, 64)
-    torch.testing.assert_close(tokens, outputs[0][:, 1:], **EXACT)
-    assert (tokens - visual.ln_post(tokens)).abs().max() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "shape"),
-    [
-        ("resnet10t", 64, (4, 512)),
-        ("test_efficientnet", 64, (4, 64)),
-        ("test_convnext", 64, (4, 64)),
-        ("test_vit", 64, (16, 64)),
-    ],
-)
-def test_tokens_of_a_timm_tower_are_its_grid_or_its_patches(tmp_path, name, size, shape):
-    visual = timm_tower(tmp_path, name, size)
-    tokens = visual_tokens(visual, torch.randn(2, 3, size, size))
-    assert tokens.shape == (2, *shape)
-    assert visual_width(visual) == shape[-1]
-
-
-def test_a_grid_becomes_tokens_row_by_row(tmp_path):
-    visual = timm_tower(tmp_path, "test_convnext", 64)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        grid = visual.trunk.forward_intermediates(images, indices=1, intermediates_only=True)[0]
-    torch.testing.assert_close(visual_tokens(visual, images), grid.flatten(2).transpose(1, 2), **EXACT)
 
 
 def test_the_tower_is_frozen_in_evaluation_mode_and_gives_tokens_without_gradients(tiny_vision):
@@ -115,6 +68,13 @@ def test_a_folder_brings_its_own_weights_whatever_the_tag(tiny_vision, tiny_weig
 def test_quick_gelu_is_off_unless_asked_for(tiny_vision, quick_gelu, expected):
     visual, _ = create_vision_encoder(str(tiny_vision), "none", quick_gelu=quick_gelu)
     assert quick_gelus(visual) == expected
+
+
+def test_a_config_with_quick_gelu_keeps_it(tiny_vision, tmp_path):
+    path = tmp_path / "tiny-test-vit-quickgelu.json"
+    path.write_text(json.dumps({**json.loads(tiny_vision.read_text()), "quick_gelu": True}))
+    visual, _ = create_vision_encoder(str(path), "none")
+    assert quick_gelus(visual) == 2
 
 
 @pytest.mark.parametrize(
