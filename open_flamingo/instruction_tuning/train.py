@@ -56,6 +56,7 @@ def train(
     refuse_unwritable(run_config.run_name)
     torch.manual_seed(run_config.seed)
     model, transform, tokenizer = build_model(model_config, optim.precision)
+    model_config = replace(model_config, quick_gelu=uses_quick_gelu(model.vision_encoder))
     prepare_model_for_tuning(model, tuning, freeze_lm_embeddings=model_config.freeze_lm_embeddings)
     bases = load_bases(model, run_config)
     data = InstructionData(
@@ -80,7 +81,6 @@ def train(
     tracker = open_run(run_config.run_name, flags, is_main=ranks.is_main)
     log_plan(model, data, steps)
     shown = Shown(tokenizer, tracker, run_config.logging_steps)
-    model_config = replace(model_config, quick_gelu=uses_quick_gelu(model.vision_encoder))
     config = Recipe(model_config, tuning, data_config.instruction_prompt_template).to_json()
     also = found_nowhere_else(model, model_config, bases)
     try:

@@ -200,7 +200,7 @@ def _load(
         if id(parameter) not in plan:
             (report.missing if is_required(name) else report.absent).append(saved_name(name, family))
     if strict:
-        _refuse_gaps(report)
+        _refuse_gaps(report, _layers_name(model))
     with torch.no_grad():
         for match in plan.values():
             match.parameter.copy_(match.value.reshape(match.parameter.shape))
@@ -279,19 +279,24 @@ def _refuse_broken(matches: Iterable[_Match]) -> None:
             raise ValueError(f"checkpoint {match.file} is damaged: {match.key} holds NaN or infinite values")
 
 
-def _refuse_gaps(report: LoadReport) -> None:
+def _refuse_gaps(report: LoadReport, layers: str) -> None:
     for file, keys in report.unexpected.items():
         if blocks := [key for key in keys if BLOCK in key and not _is_lora(key)]:
-            every = 1 + min(next(int(part) for part in key.split(".") if part.isdigit()) for key in blocks)
-            raise ValueError(
-                f"checkpoint {file} has gated blocks where the model has none, such as {blocks[0]}:"
-                f" is cross_attn_every_n_layers {every}?"
-            )
+            raise ValueError(f"checkpoint {file} has gated blocks where the model has none: {_reason(blocks, layers)}")
     if report.missing:
         raise ValueError(
             f"no checkpoint holds {_listed(report.missing)}: list the one that does before the others, or accept random"
             " weights with load_checkpoints(..., strict=False)"
         )
+
+
+def _reason(blocks: list[str], layers: str) -> str:
+    """Why a file's blocks have no place in a model with these decoder layers."""
+    parts = [plain_name(key).split(".") for key in blocks]
+    index = next(i for i, part in enumerate(parts[0]) if part.isdigit())
+    if (theirs := ".".join(parts[0][:index])) not in (layers, "lang_encoder.gated_cross_attn_layers"):
+        return f"it is of another language model, with layers {theirs} in place of {layers}"
+    return f"is cross_attn_every_n_layers {1 + min(int(part[index]) for part in parts)}?"
 
 
 def _add_missing_lora(model: Flamingo, states: Mapping[str, Mapping[str, Tensor]], alpha: int | None) -> None:

@@ -80,3 +80,4 @@ def test_quick_gelu_is_recorded_as_it_was_computed(toy_flags, tiny_vision, tmp_p
         tuning_config=TUNING_CONFIGS / "perceiver.json",
     )
     assert read_checkpoint(run / "checkpoint_0.pt")["config"]["model"]["quick_gelu"] is True
+    assert json.loads((run / "config.json").read_text())["quick_gelu"] is True

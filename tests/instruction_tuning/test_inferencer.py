@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from toy import FURTHER_TURN, weights
+from toy import FURTHER_TURN, GOLDENS, weights
 
 from open_flamingo.instruction_tuning.data.prompts import format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
@@ -121,3 +121,34 @@ def test_half_precision_answers_too(toy_run, images):
     inferencer = Inferencer(str(toy_run / "checkpoint_0.pt"), precision="bf16")
     assert {p.dtype for p in inferencer.model.parameters()} == {torch.bfloat16}
     assert inferencer(PROMPTS, images, **GREEDY)[0] == ANSWERS
+
+
+def test_the_first_version_is_a_switch_away(toy_run, tower, tmp_path, pictures):
+    """Its mask and token ids; LLaMA's are 0, 1 and 2."""
+    v1 = Inferencer(None, str(GOLDENS / "llama" / "lm"), None, str(tower), v1=True)
+    assert (v1.model.media_attention, v1.model.stop_token_id) == ("next", 2)
+    ids = (v1.tokenizer.pad_token_id, v1.tokenizer.bos_token_id, v1.tokenizer.eos_token_id)
+    assert ids == (0, 1, 2)
+    images = [str(pictures / "red.png")]
+    (response,), _ = v1("<image>What?", images, num_beams=1, do_sample=False, max_new_token=4)
+    assert isinstance(response, str)
+
+
+def test_released_models_have_a_block_every_four_layers_unless_said_otherwise(tower):
+    parts = (None, str(GOLDENS / "llama" / "lm"), None, str(tower))
+    assert len(Inferencer(*parts).model.gated_cross_attn_layers) == 1
+    assert len(Inferencer(*parts, cross_attn_every_n_layers=2).model.gated_cross_attn_layers) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "code", "nan"])
+def test_a_damaged_checkpoint_ends_in_one_sentence_that_names_it(toy_run, tmp_path, damage):
+    path = tmp_path / "damaged.pt"
+    content = torch.load(toy_run / "checkpoint_0.pt", weights_only=True)
+    if damage == "nan":
+        content["model_state_dict"]["perceiver.latents"][0, 0] = torch.nan
+    torch.save(content | ({"code": Inferencer} if damage == "code" else {}), path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"checkpoint .*damaged\.pt (is damaged|holds Python objects)") as refusal:
+        Inferencer(str(path))
+    assert "\n" not in str(refusal.value)

@@ -193,7 +193,15 @@ REFUSALS = {
     ),
     "blocks where the model has none": (
         lambda s: s | {GATE.replace("3", "0"): torch.ones(1)},
-        "gated blocks where the model has none.* cross_attn_every_n_layers 1",
+        "gated blocks where the model has none: is cross_attn_every_n_layers 1",
+    ),
+    "blocks of another language model": (
+        lambda s: {key.replace("model.layers", "transformer.blocks"): value for key, value in s.items()},
+        r"another language model, with layers lang_encoder.transformer.blocks in place of lang_encoder.model.layers",
+    ),
+    "blocks of another interval under their first names": (
+        lambda s: s | {"lang_encoder.gated_cross_attn_layers.0.attn_gate": torch.ones(1)},
+        "is cross_attn_every_n_layers 1",
     ),
     "nothing of the model": (
         lambda _: {"encoder.weight": torch.ones(2)},
