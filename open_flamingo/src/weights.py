@@ -79,7 +79,9 @@ class LoadReport:
 
 def plain_name(key: str) -> str:
     """A parameter's name without what wrappers, PEFT and the splice add to it: equal for equal parameters."""
-    parts = [part for part in key.removeprefix("module.").split(".") if part not in WRAPPERS]
+    parts = [part for part in key.split(".") if part not in WRAPPERS]
+    if parts[0] == "module":
+        del parts[0]
     if parts[:3] == ["lang_encoder", "base_model", "model"]:
         del parts[1:3]
     if parts[0] == "lang_encoder" and len(parts) > 1 and parts[1] in HEADS_OF_2023.values():

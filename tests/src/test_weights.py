@@ -65,6 +65,7 @@ def logits(model: Flamingo, tokenizer) -> Tensor:
         "module.perceiver.latents",
         "_orig_mod.perceiver.latents",
         "module._orig_mod.perceiver.latents",
+        "_orig_mod.module.perceiver.latents",
         "perceiver._checkpoint_wrapped_module.latents",
         "_fsdp_wrapped_module.perceiver._fsdp_wrapped_module.latents",
     ],
