@@ -17,10 +17,12 @@ setup(
     package_data={"open_flamingo.instruction_tuning": ["tuning_config/*.json"]},
     install_requires=[
         "einops>=0.8",
+        "filelock>=3.16",
         "numpy>=2.0",
         "open_clip_torch>=3.3,<4",
         "peft>=0.21,<0.22",
         "pillow>=11",
+        "pyarrow>=24",  # the store: records and tokens on disk, memory-mapped
         "rouge-score>=0.1.2",
         "safetensors>=0.6",
         "sentencepiece>=0.2",  # tokenizer.model, all that LLaMA folders of 2023 hold

@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instruction_dataset.reading import excerpt, read_rows
+
 IMAGE_TAG = "<img_path>"
-EXCERPT_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class Record:
-    """One instruction with its images named in place, and the answer to learn."""
+    """One instruction with its images named in place, and the answer to learn; in a dialogue, the turns after it too."""
 
     input: str
     output: str
+    further: tuple[tuple[str, str], ...] = ()
+    """The (input, output) of each further turn."""
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The (input, output) of every turn, in order."""
+        return ((self.input, self.output), *self.further)
 
 
 def image_tag(path: str) -> str:
@@ -39,10 +47,10 @@ def split_images(text: str) -> tuple[list[str], list[str]]:
     pieces = text.split(IMAGE_TAG)
     paths = pieces[1::2]
     if len(pieces) % 2 == 0:
-        excerpt = _excerpt(IMAGE_TAG + pieces[-1])
-        raise ValueError(f"an image tag is not closed at {excerpt}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
+        tail = excerpt(IMAGE_TAG + pieces[-1])
+        raise ValueError(f"an image tag is not closed at {tail}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
     if not all(path.strip() for path in paths):
-        raise ValueError(f"an image tag holds no path in {_excerpt(text)}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
+        raise ValueError(f"an image tag holds no path in {excerpt(text)}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
     return pieces[0::2], paths
 
 
@@ -52,7 +60,7 @@ def parse_record(raw: object) -> Record:
     Raises ValueError naming the field that is missing or wrong; the caller adds the file and the record number.
     """
     if not isinstance(raw, dict):
-        raise ValueError(f"a record must be an object with 'input' and 'output', not {_kind(raw)}")
+        raise ValueError(f"a record must be an object with 'input' and 'output', not {kind_of(raw)}")
     if "input" not in raw and "instruction" not in raw:
         raise ValueError("field 'input' is missing; give the instruction as a string")
     text = "".join(_string_field(raw, field) for field in ("instruction", "input") if field in raw)
@@ -65,24 +73,8 @@ def parse_record(raw: object) -> Record:
 
 
 def read_json_array(path: Path) -> list[Any]:
-    """The items of a JSON array or of JSON Lines, told apart by the first character.
-
-    Raises ValueError for a file that cannot be read, or that is neither, naming the line and column of malformed JSON.
-    """
-    text = _read_text(path)
-    match text.lstrip()[:1]:
-        case "[":
-            return _parse_json(text, path, first_line=1)
-        case "{":
-            # not splitlines(): U+2028 and its like are legal inside a JSON string
-            lines = enumerate(text.split("\n"), start=1)
-            return [_parse_json(line, path, first_line=number) for number, line in lines if line.strip()]
-        case "":
-            raise ValueError(f"{path} is empty; it must hold a JSON array or JSON Lines")
-        case _:
-            raise ValueError(
-                f"{path} starts with {_excerpt(text.lstrip())}; it must hold a JSON array ('[') or JSON Lines ('{{')"
-            )
+    """All rows of a data file at once, which suits a short one: a dataset config. ValueError as of `read_rows`."""
+    return list(read_rows(path))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -100,39 +92,14 @@ def write_json(path: Path, value: object) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; check the path") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; name a file that you may read") from error
-
-
-def _parse_json(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        found = _excerpt(text[error.pos :]) if text[error.pos :].strip() else "the end"
-        line = first_line + error.lineno - 1
-        raise ValueError(
-            f"{path}, line {line}, column {error.colno}: {error.msg}, found {found}; correct the JSON there"
-        ) from error
+def kind_of(value: object) -> str:
+    """The JSON word for the kind of `value`, as the reader of the file knows it."""
+    words = {dict: "an object", list: "an array", bool: "true or false", type(None): "null", str: "a string"}
+    # what is not JSON comes from Parquet: bytes, a date
+    return words.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def _string_field(raw: dict[str, Any], field: str) -> str:
     if not isinstance(raw[field], str):
-        raise ValueError(f"field {field!r} must be a string, not {_kind(raw[field])}")
+        raise ValueError(f"field {field!r} must be a string, not {kind_of(raw[field])}")
     return raw[field]
-
-
-def _kind(value: object) -> str:
-    """The JSON word for the kind of `value`, as the reader of the file knows it."""
-    words = {dict: "an object", list: "an array", bool: "true or false", type(None): "null", str: "a string"}
-    return words.get(type(value), "a number")
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= EXCERPT_LENGTH else text[: EXCERPT_LENGTH - 3] + "...")

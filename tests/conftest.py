@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ import torch
 from tiny import byte_level_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from instruction_dataset.store import CACHE_VARIABLE
 from open_flamingo import Flamingo, create_model_and_transforms
 
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other, for minutes on a busy machine
 
 WIDTH = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process and those it starts keep prepared data, away from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from open_flamingo.instruction_tuning.command import flag
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode
+from open_flamingo.instruction_tuning.data.packing import PackingMode
 from open_flamingo.src.media import MediaAttention
 
 Template = Literal["guanaco", "guanaco-no-prompt"]
@@ -70,12 +71,17 @@ class DataConfig:
     max_length: int = flag("tokens per sample, at most", 256)
     max_img: int = flag("images per sample, at most", 5)
     multiturn_augmentation: int = flag("append up to N further records as turns, to fill samples up", 1)
+    pack: PackingMode = flag(
+        "of N drawn records append those that come until the sample is full, the last one cut; or those that fit best",
+        "fill",
+    )
     train_num_samples: int = flag("records drawn for one epoch; -1: every record once", 10000)
     epoch_num_samples: int = flag("of the drawn records, train on the first N per epoch; -1: all", -1)
     dataset_sampling_mode: SamplingMode = flag(
         "share of each dataset: its ratio in the config, or the square root of its size", "ratio"
     )
     skip_check_overlength: bool = flag("do not look for overlong records and missing images before training", False)
+    data_cache: Path | None = flag("folder of prepared data; not given: ~/.cache/instruct_flamingo", None)
     workers: int = flag("processes that load data, per rank", 1)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -14,10 +14,10 @@ from instruction_dataset.records import image_tag, split_images, write_json
 from open_flamingo.instruction_tuning.checkpoint import split_paths
 from open_flamingo.instruction_tuning.command import flag, parse, run
 from open_flamingo.instruction_tuning.config import Template, TrainedConfig
-from open_flamingo.instruction_tuning.data.conversation import Turn
+from open_flamingo.instruction_tuning.data.conversation import Conversation
 from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode, draw_epoch, sample_counts
-from open_flamingo.instruction_tuning.data.prompts import format_prompt
+from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.instruction_tuning.metrics import Scores, markdown_table, score
 from open_flamingo.instruction_tuning.tracking import log_to_terminal
@@ -112,44 +112,57 @@ def choose(datasets: list[Dataset], total: int, mode: SamplingMode, seed: int) -
     return [(dataset, records) for dataset, records in chosen if records]
 
 
+class Prompt(NamedTuple):
+    """What the model is asked: ids, and the path of each image."""
+
+    ids: list[int]
+    images: list[str]
+
+
 def answer_dataset(
     inferencer: Inferencer, dataset: Dataset, chosen: list[int], max_length: int, generation: GenerationFlags
 ) -> list[dict[str, str]]:
     """The results of one dataset, in the order of its records; prompts of like length are answered together."""
-    turns = {i: _turn(inferencer, dataset, i, max_length) for i in set(chosen)}
-    by_length = sorted(turns, key=lambda i: len(turns[i].prompt))
+    prompts = {i: _prompt(inferencer, dataset, i, max_length) for i in set(chosen)}
+    by_length = sorted(prompts, key=lambda i: len(prompts[i].ids))
     answers: dict[int, str] = {}
     with tqdm(total=len(by_length), desc=dataset.name, unit="record") as bar:
         for start in range(0, len(by_length), generation.batch_size):
             batch = by_length[start : start + generation.batch_size]
-            images = [dataset.image_path(path) for i in batch for path in turns[i].images]
-            responses = inferencer.answer([turns[i].prompt for i in batch], images, **generation.settings())
+            images = [dataset.image_path(path) for i in batch for path in prompts[i].images]
+            responses = inferencer.answer([prompts[i].ids for i in batch], images, **generation.settings())
             answers.update(zip(batch, responses))
             bar.update(len(batch))
     return [_result(inferencer, dataset, i, answers[i]) for i in chosen]
 
 
-def _turn(inferencer: Inferencer, dataset: Dataset, index: int, max_length: int) -> Turn:
+def _prompt(inferencer: Inferencer, dataset: Dataset, index: int, max_length: int) -> Prompt:
+    """What stands before a record's last answer."""
     try:
-        turn = inferencer.turns.turn(dataset.records[index], first=True)
+        *history, last = inferencer.turns.turns(dataset.records[index], first=True)
     except ValueError as error:
         raise ValueError(f"{dataset.where(index)}: {error}") from error
-    if len(turn.prompt) > max_length:
+    before = Conversation()
+    before.extend(history)
+    prompt = Prompt([*before.ids, *last.prompt], [*before.images, *last.images])
+    if len(prompt.ids) > max_length:
         raise ValueError(
-            f"{dataset.where(index)}: its prompt has {len(turn.prompt)} tokens, more than --max_length {max_length}"
+            f"{dataset.where(index)}: its prompt has {len(prompt.ids)} tokens, more than --max_length {max_length}"
         )
-    return turn
+    return prompt
 
 
 def _result(inferencer: Inferencer, dataset: Dataset, index: int, answer: str) -> dict[str, str]:
-    """One row of the results file; image paths are made whole."""
-    record = dataset.records[index]
-    pieces, paths = split_images(record.input)
+    """One row of the results file; image paths are made whole, earlier turns stand before the last."""
+    turns = dataset.records[index].turns
+    dialogue = NEXT_TURN.join(f"{text}{ASSISTANT}{output}" for text, output in turns[:-1])
+    text = (dialogue + NEXT_TURN if dialogue else "") + turns[-1][0]
+    pieces, paths = split_images(text)
     tags = [image_tag(str(dataset.image_path(path))) for path in paths]
     return {
         "input": pieces[0] + "".join(tag + piece for tag, piece in zip(tags, pieces[1:])),
         "output": answer,
-        "target": record.output,
+        "target": turns[-1][1],
         "prompt": format_prompt(MEDIA_TOKEN.join(pieces), inferencer.template),
     }
 

@@ -26,6 +26,7 @@ from open_flamingo.instruction_tuning.config import DataConfig, ModelConfig, Opt
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.formats import load_datasets
 from open_flamingo.instruction_tuning.data.loader import Batch, InstructionData, batches
+from open_flamingo.instruction_tuning.data.summary import mixture_table
 from open_flamingo.instruction_tuning.distributed import Ranks, joined
 from open_flamingo.instruction_tuning.tracking import Tracker, log_to_terminal, open_run, refuse_unwritable
 from open_flamingo.instruction_tuning.trainer import Step, Trainer, make_trainer, restore, save_epoch, train_step
@@ -52,7 +53,7 @@ def train(
 ) -> None:
     """Build everything, cheapest first so that mistakes show early, then train epoch by epoch."""
     tuning = read_tuning_config(optim.tuning_config)
-    datasets = load_datasets(data_config.instruction_data)
+    datasets = load_datasets(data_config.instruction_data, data_config.data_cache, quiet=not ranks.is_main)
     refuse_unwritable(run_config.run_name)
     torch.manual_seed(run_config.seed)
     model, transform, tokenizer = build_model(model_config, optim.precision)
@@ -67,9 +68,12 @@ def train(
         max_img=data_config.max_img,
         multiturn_augmentation=data_config.multiturn_augmentation,
         seed=run_config.seed,
+        packing=data_config.pack,
+        cache=data_config.data_cache,
+        quiet=not ranks.is_main,
     )
     if not data_config.skip_check_overlength:
-        data.check(quiet=not ranks.is_main)
+        data.check()
     loader = partial(epoch_batches, data, data_config, optim, ranks)
     steps = math.ceil(len(loader(0)) / optim.gradient_accumulation_steps) * optim.num_epochs
     trainer = make_trainer(model, optim, tuning.learning_rates, steps, ranks)
@@ -79,7 +83,10 @@ def train(
         raise ValueError(f"{continued} has done {first_epoch} epochs already: raise --num_epochs to train on")
     flags = {name: value for c in (model_config, data_config, optim, run_config) for name, value in asdict(c).items()}
     tracker = open_run(run_config.run_name, flags, is_main=ranks.is_main)
-    log_plan(model, data, steps)
+    log_plan(model, steps)
+    logger.info(
+        "%s", mixture_table(data, data.counts(data_config.train_num_samples, data_config.dataset_sampling_mode))
+    )
     shown = Shown(tokenizer, tracker, run_config.logging_steps)
     config = Recipe(model_config, tuning, data_config.instruction_prompt_template).to_json()
     also = found_nowhere_else(model, model_config, bases)
@@ -194,13 +201,11 @@ class Shown:
         return str(self.tokenizer.decode(ids))
 
 
-def log_plan(model: Flamingo, data: InstructionData, steps: int) -> None:
-    """Say what trains, and on what."""
+def log_plan(model: Flamingo, steps: int) -> None:
+    """Say what trains."""
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     logger.info("training %.2f M of %.2f M parameters for %d steps", count / 1e6, total / 1e6, steps)
-    for dataset, usable in zip(data.datasets, data.usable):
-        logger.info("%s: %d of %d records", dataset.name, len(usable), len(dataset.records))
 
 
 if __name__ == "__main__":

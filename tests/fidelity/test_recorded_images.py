@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,10 +11,10 @@ from recordings import GOLDENS, TOWERS, assert_recorded, read_json
 from safetensors.torch import load_file
 from torch import Tensor
 
-from open_flamingo.instruction_tuning.data.conversation import Conversation, Turn
+from open_flamingo.instruction_tuning.data.conversation import Conversation
 from open_flamingo.instruction_tuning.data.images import load_image, open_image, pad_to_square
 from open_flamingo.instruction_tuning.data.loader import Sample, collate
-from open_flamingo.instruction_tuning.data.packing import fits
+from open_flamingo.instruction_tuning.data.tokens import fits
 from open_flamingo.src.vision import create_vision_encoder
 
 FILES = GOLDENS / "shared" / "data" / "images"
@@ -67,6 +68,5 @@ def test_the_slots_that_2023_filled_with_zeros_do_not_exist(transform, recorded)
 def test_a_record_with_too_many_images_which_2023_cut_is_left_out(recorded):
     max_img = len(recorded["too_many"])
     assert torch.equal(recorded["too_many"], torch.stack([recorded["wide_rgb"], recorded["tall_gray"]]))
-    names = ["wide_rgb.png", "tall_gray.png", "square_rgba.png"]
-    assert not fits(Turn([0], [0], names), max_length=10, max_img=max_img)
-    assert fits(Turn([0], [0], names[:max_img]), max_length=10, max_img=max_img)
+    sizes = np.array([[20, 20, 9, max_img], [20, 20, 9, max_img + 1]])
+    assert fits(sizes, max_length=10, max_img=max_img).tolist() == [True, False]

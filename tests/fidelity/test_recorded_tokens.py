@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from instruction_dataset.records import Record, parse_record
 from open_flamingo.instruction_tuning.data.conversation import Conversation, Turn, TurnTokenizer
-from open_flamingo.instruction_tuning.data.packing import pack
+from open_flamingo.instruction_tuning.data.packing import fill
 from open_flamingo.src.factory import END_OF_CHUNK_TOKEN, MEDIA_TOKEN, add_special_tokens
 
 RAW = read_json("shared", "data", "samples.json")
@@ -67,7 +67,7 @@ class Tokens:
 
     def turn(self, index: int, *, first: bool = True, record: Record | None = None) -> Turn:
         """A sample (or `record` in its place) as we tokenize it, its prompt in the form of 2023."""
-        turn = self.turns.turn(record or SAMPLES[index], first=first)
+        (turn,) = self.turns.turns(record or SAMPLES[index], first=first)
         answer = turn.answer
         if index == SPELLS_SPECIAL_TOKENS:
             answer = self.recorded_answer(index)
@@ -83,7 +83,7 @@ class Tokens:
         """Samples as the turns of one conversation."""
         joined = Conversation()
         for i, index in enumerate(indices):
-            joined.append(self.turn(index, first=i == 0))
+            joined.extend([self.turn(index, first=i == 0)])
         return joined
 
     def prompt_in_recorded_form(self, ids: list[int]) -> list[int]:
@@ -175,13 +175,14 @@ def test_augmented_items_are_the_recorded_ones_given_the_same_draws(tokens, item
     augmented = tokens.record["augmented"]
     first, *further = DRAWN[item]
     assert augmented["all_samples_order"][augmented["items"][item]["index"]] == first
-    ours = pack(
-        tokens.turn(first),
-        [tokens.turn(index, first=False, record=AS_FURTHER_TURN.get(index)) for index in further],
-        max_length=len(augmented["items"][item]["input_ids"]),
-        max_img=augmented["max_img"],
-        media_token_id=tokens.turns.media_token_id,
-    )
+    turns = [tokens.turn(first)]
+    drawn = [tokens.turn(index, first=False, record=AS_FURTHER_TURN.get(index)) for index in further]
+    max_length = len(augmented["items"][item]["input_ids"])
+    slots = augmented["max_img"] - len(turns[0].images)
+    chosen = fill(max_length - len(turns[0]), slots, list(map(len, drawn)), [len(turn.images) for turn in drawn])
+    ours = Conversation()
+    ours.extend([*turns, *(drawn[i] for i in chosen)])
+    ours.cut(max_length, tokens.turns.media_token_id)
     tokens.assert_equal(ours, augmented["items"][item])
 
 
@@ -222,5 +223,6 @@ def test_probes_of_the_sentencepiece_tokenizer_equal_the_recorded_ones_but_for_s
 @pytest.mark.parametrize("index", range(len(SAMPLES)))
 def test_each_space_that_ends_a_piece_is_one_token_that_2023_did_not_have(llama, index):
     pieces = llama.record["samples"][index]["prompt"].split(MEDIA_TOKEN)
-    ours = llama.turns.turn(SAMPLES[index], first=True).prompt
+    (turn,) = llama.turns.turns(SAMPLES[index], first=True)
+    ours = turn.prompt
     assert len(ours) - len(llama.turn(index).prompt) == sum(piece.endswith(" ") for piece in pieces)

@@ -66,7 +66,7 @@ def test_the_run_folder_holds_log_configuration_events_and_a_checkpoint_per_epoc
     }
     assert f"--instruction_data={config['instruction_data']}" in toy_flags
     log = (short_run / "train.log").read_text()
-    assert "colours: 6 of 6 records" in log
+    assert re.search(r"colours \(input/output\) +6 +6 +100\.0% +1\.00 ", log)
     assert f"saved {short_run / 'checkpoint_1.pt'}" in log
 
 
@@ -191,8 +191,8 @@ def test_several_datasets_train_together(toy_flags, tmp_path):
     data = write_mixture(tmp_path, colours=[question(color) for color in COLORS], text=TEXT_ONLY)
     run = train(toy_flags, run_name=tmp_path / "run", instruction_data=data, dataset_sampling_mode="sqrt")
     log = (run / "train.log").read_text()
-    assert "colours: 3 of 3 records" in log
-    assert "text: 2 of 2 records" in log
+    assert re.search(r"colours \(input/output\) +3 +3 +60\.0% +1\.00 ", log)
+    assert re.search(r"text \(input/output\) +2 +2 +40\.0% +1\.00 ", log)
 
 
 def malformed(folder: Path, text: str) -> Path:

@@ -1,5 +1,6 @@
 """Turns -> token ids and a loss mask. Only answers and their EOS are supervised, chosen by position, never by id."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -35,16 +36,20 @@ class Conversation:
         self.ids.extend(ids)
         self.supervised.extend([supervised] * len(ids))
 
-    def append(self, turn: Turn) -> None:
-        """Append a whole turn."""
-        self.add(turn.prompt, supervised=False)
-        self.add(turn.answer, supervised=True)
-        self.images.extend(turn.images)
+    def extend(self, turns: Iterable[Turn]) -> None:
+        """Append whole turns."""
+        for turn in turns:
+            self.add(turn.prompt, supervised=False)
+            self.add(turn.answer, supervised=True)
+            self.images.extend(turn.images)
 
     def cut(self, max_length: int, media_token_id: int) -> None:
         """Keep the first `max_length` tokens, and the images that still have their `<image>` token."""
         del self.ids[max_length:], self.supervised[max_length:]
         del self.images[self.ids.count(media_token_id) :]
+
+
+Encode = Callable[[str], list[int]]
 
 
 class TurnTokenizer:
@@ -58,26 +63,36 @@ class TurnTokenizer:
         self.template = template
         self.bos = _bos(tokenizer)
 
-    def turn(self, record: Record, *, first: bool) -> Turn:
-        """A record as the first turn of a conversation or a further one."""
-        pieces, images = split_images(record.input)
-        pieces[0] = (TEMPLATES[self.template] if first else NEXT_TURN) + pieces[0]
-        pieces[-1] += ASSISTANT
-        prompt = self.prompt(pieces) if first else self._join(pieces)
-        return Turn(prompt, [*self._encode(record.output), self.tokenizer.eos_token_id], images)
+    def turns(self, record: Record, *, first: bool, encode: Encode | None = None) -> list[Turn]:
+        """A record's turns, as those that begin a conversation or go on with one; `encode` in place of the tokenizer."""
+        encode = encode or self.encode
+        turns = []
+        for number, (text, answer) in enumerate(record.turns):
+            starts = first and number == 0
+            pieces, images = split_images(text)
+            pieces[0] = (TEMPLATES[self.template] if starts else NEXT_TURN) + pieces[0]
+            pieces[-1] += ASSISTANT
+            prompt = [*(self.bos if starts else []), *self._join(pieces, encode)]
+            turns.append(Turn(prompt, [*encode(answer), self.tokenizer.eos_token_id], images))
+        return turns
 
     def prompt(self, pieces: list[str]) -> list[int]:
         """The text pieces between images to ids with an `<image>` between each two, after the BOS if there is one."""
-        return [*self.bos, *self._join(pieces)]
+        return [*self.bos, *self._join(pieces, self.encode)]
 
-    def _join(self, pieces: list[str]) -> list[int]:
-        ids = self._encode(pieces[0])
-        for piece in pieces[1:]:
-            ids += [self.media_token_id, *self._encode(piece)]
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without BOS and EOS."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """The ids of many texts at once, on all cores."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _join(self, pieces: list[str], encode: Encode) -> list[int]:
+        ids = list(encode(pieces[0]))
+        for piece in pieces[1:]:
+            ids += [self.media_token_id, *encode(piece)]
+        return ids
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,7 +1,7 @@
 """Image files to tensors: EXIF orientation, RGB, in training sometimes a square, then the tower's own transform."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_image(path: Path, transform: Callable[[Image.Image], Tensor], rng: random.Random | None = None) -> Tensor:
-    """An image as the tower takes it, (C, H, W); with `rng`, as training augments it."""
-    image = open_image(path)
-    if rng is not None and rng.random() < SQUARE_PROBABILITY:
-        image = pad_to_square(image, (rng.randrange(256), rng.randrange(256), rng.randrange(256)))
-    return transform(image)
+def load_image(path: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """An image as the tower takes it, (C, H, W)."""
+    return transform(open_image(path))
+
+
+def load_for_training(
+    paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], rng: random.Random
+) -> list[Tensor]:
+    """The images of one sample, each (C, H, W), augmented anew; one that comes up several times is decoded once."""
+    opened = {path: open_image(path) for path in dict.fromkeys(paths)}
+    return [transform(augment(opened[path], rng)) for path in paths]
+
+
+def augment(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The image, or half of the time the image in a square of a random colour."""
+    if rng.random() >= SQUARE_PROBABILITY:
+        return image
+    return pad_to_square(image, (rng.randrange(256), rng.randrange(256), rng.randrange(256)))
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:

@@ -2,13 +2,14 @@
 
 # b batch, t text tokens, N real images of the batch, F frames (1)
 
-import logging
+import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,11 +19,10 @@ from tqdm import tqdm
 
 from open_flamingo.instruction_tuning.data import formats
 from open_flamingo.instruction_tuning.data.conversation import Conversation, Turn, TurnTokenizer
-from open_flamingo.instruction_tuning.data.images import load_image
-from open_flamingo.instruction_tuning.data.mixture import SamplingMode, draw_epoch, sample_counts
-from open_flamingo.instruction_tuning.data.packing import fits, pack
-
-logger = logging.getLogger(__name__)
+from open_flamingo.instruction_tuning.data.images import load_for_training
+from open_flamingo.instruction_tuning.data.mixture import Pool, SamplingMode, draw_epoch, sample_counts
+from open_flamingo.instruction_tuning.data.packing import PACKING, PackingMode
+from open_flamingo.instruction_tuning.data.tokens import FIRST, FURTHER, IMAGES, TokenStore, fits, open_tokens
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Batch:
 class InstructionData:
     """The usable records of a mixture, and how they become samples."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what there is, then the limits of a sample
         self,
         datasets: list[formats.Dataset],
         tokenizer: TurnTokenizer,
@@ -68,6 +68,9 @@ class InstructionData:
         max_img: int,
         multiturn_augmentation: int,
         seed: int,
+        packing: PackingMode = "fill",
+        cache: Path | None = None,
+        quiet: bool = True,
     ) -> None:
         self.datasets = datasets
         self.tokenizer = tokenizer
@@ -76,58 +79,71 @@ class InstructionData:
         self.max_img = max_img
         self.multiturn_augmentation = multiturn_augmentation
         self.seed = seed
+        self.packing = packing
+        self.quiet = quiet
         self.image_shape = tuple(transform(Image.new("RGB", (1, 1))).shape)
-        self.usable: list[Sequence[int]] = [range(len(dataset.records)) for dataset in datasets]
+        self.tokens = [open_tokens(dataset.records, tokenizer, cache, quiet=quiet) for dataset in datasets]
+        self.usable: list[range | np.ndarray] = [range(len(tokens)) for tokens in self.tokens]
 
-    def check(self, *, quiet: bool = False) -> None:
-        """Leave out the records that cannot be trained on, and say how many; refuse a missing image.
+    def check(self) -> None:
+        """Leave out the records that cannot be trained on; ValueError for a missing image, naming file and record."""
+        for dataset, tokens in zip(self.datasets, self.tokens, strict=True):
+            refuse_missing_images(dataset, tokens, quiet=self.quiet)
+        fitting = [np.flatnonzero(self.fits(tokens.sizes)).astype(np.uint32) for tokens in self.tokens]
+        self.usable = [
+            numbers if len(numbers) < len(tokens) else range(len(tokens))  # a range takes no memory
+            for numbers, tokens in zip(fitting, self.tokens, strict=True)
+        ]
 
-        Raises ValueError for a missing image or a tag that is not closed, naming file and record.
-        """
-        self.usable = [self._usable(dataset, quiet) for dataset in self.datasets]
+    def fits(self, sizes: np.ndarray) -> np.ndarray:
+        """`tokens.fits` with this data's limits; when no answer may be cut, the whole record has to fit."""
+        return fits(sizes, self.max_length, self.max_img, whole=self.packing == "fit")
 
-    def _usable(self, dataset: formats.Dataset, quiet: bool) -> list[int]:
-        usable = []
-        for i in tqdm(range(len(dataset.records)), desc=f"checking {dataset.name}", disable=quiet, leave=False):
-            turn = self._turn(dataset, i, first=True)
-            for image in turn.images:
-                if not dataset.image_path(image).is_file():
-                    raise ValueError(f"{dataset.where(i)}: image {dataset.image_path(image)} does not exist")
-            if fits(turn, self.max_length, self.max_img):
-                usable.append(i)
-        left_out = len(dataset.records) - len(usable)
-        if left_out and not quiet:
-            logger.warning(
-                "%s: %d of %d records are left out: their prompt does not fit --max_length %d, or they have more than"
-                " --max_img %d images",
-                *(dataset.name, left_out, len(dataset.records), self.max_length, self.max_img),
-            )
-        return usable
+    def counts(self, total: int, mode: SamplingMode) -> list[int]:
+        """How many of `total` records (-1: each once) an epoch draws from each dataset."""
+        sizes = [len(usable) for usable in self.usable]
+        return sizes if total < 0 else sample_counts(sizes, [d.ratio for d in self.datasets], mode, total)
 
     def epoch(self, epoch: int, total: int, mode: SamplingMode, size: int = -1) -> "Epoch":
         """A fresh draw of `total` records (-1: each once), and of these the first `size` (-1: all)."""
-        sizes = [len(usable) for usable in self.usable]
-        counts = sizes if total < 0 else sample_counts(sizes, [d.ratio for d in self.datasets], mode, total)
-        pool = [(dataset, self.usable[dataset][i]) for dataset, i in draw_epoch(sizes, counts, self.seed, epoch)]
-        return Epoch(self, pool if size < 0 else pool[:size], epoch)
+        pool = draw_epoch([len(usable) for usable in self.usable], self.counts(total, mode), self.seed, epoch)
+        for dataset, usable in enumerate(self.usable):
+            if not isinstance(usable, range):
+                drawn = pool.datasets == dataset
+                pool.records[drawn] = np.asarray(usable)[pool.records[drawn]]
+        return Epoch(self, pool if size < 0 else pool.head(size), epoch)
 
-    def turn(self, dataset: int, record: int, *, first: bool) -> Turn:
-        """A record as a turn, its image paths made whole."""
+    def sizes(self, dataset: int, record: int) -> list[int]:
+        """The row of a record in TokenStore.sizes."""
+        return self.tokens[dataset].sizes[record].tolist()
+
+    def turns(self, dataset: int, record: int, *, first: bool) -> list[Turn]:
+        """A record as turns, its image paths made whole."""
+        turns = self.tokens[dataset].turns(record, first=first)
         source = self.datasets[dataset]
-        turn = self._turn(source, record, first=first)
-        return Turn(turn.prompt, turn.answer, [str(source.image_path(path)) for path in turn.images])
+        return [Turn(t.prompt, t.answer, [str(source.image_path(path)) for path in t.images]) for t in turns]
 
-    def _turn(self, dataset: formats.Dataset, index: int, *, first: bool) -> Turn:
-        try:
-            return self.tokenizer.turn(dataset.records[index], first=first)
-        except ValueError as error:
-            raise ValueError(f"{dataset.where(index)}: {error}") from error
+
+def refuse_missing_images(dataset: formats.Dataset, tokens: TokenStore, *, quiet: bool) -> None:
+    """Look for every image of a dataset, once for its content and folder; ValueError for one that is not there."""
+    where = hashlib.sha256(str(Path(dataset.img_dir).resolve()).encode()).hexdigest()[:32]
+    done = tokens.folder / f"images-{where}.seen"
+    if done.exists():
+        return
+    exists = lru_cache(100_000)(Path.is_file)
+    with tqdm(total=len(tokens), desc=f"looking for images of {dataset.name}", disable=quiet, leave=False) as bar:
+        for index, paths in tokens.images():
+            for path in map(dataset.image_path, paths):
+                if not exists(path):
+                    raise ValueError(f"{dataset.where(index)}: image {path} does not exist")
+            bar.update(index - bar.n)
+    done.touch()
 
 
 class Epoch(Dataset[Sample]):
     """The samples of one epoch."""
 
-    def __init__(self, data: InstructionData, pool: list[tuple[int, int]], epoch: int) -> None:
+    def __init__(self, data: InstructionData, pool: Pool, epoch: int) -> None:
         self.data = data
         self.pool = pool
         self.epoch = epoch
@@ -136,29 +152,44 @@ class Epoch(Dataset[Sample]):
         return len(self.pool)
 
     def __getitem__(self, index: int) -> Sample:
-        data = self.data
-        rng = random.Random(f"{data.seed}-{self.epoch}-{index}")
-        conversation = pack(
-            self._first(index, rng),
-            self._further(rng),
-            max_length=data.max_length,
-            max_img=data.max_img,
-            media_token_id=data.tokenizer.media_token_id,
-        )
-        return Sample(conversation, [load_image(Path(path), data.transform, rng) for path in conversation.images])
+        rng = self._rng(index)
+        conversation = self._conversation(index, rng)
+        images = load_for_training([Path(path) for path in conversation.images], self.data.transform, rng)
+        return Sample(conversation, images)
 
-    def _first(self, index: int, rng: random.Random) -> Turn:
+    def conversation(self, index: int) -> Conversation:
+        """The text of a sample, its images still paths."""
+        return self._conversation(index, self._rng(index))
+
+    def _rng(self, index: int) -> random.Random:
+        return random.Random(f"{self.data.seed}-{self.epoch}-{index}")
+
+    def _conversation(self, index: int, rng: random.Random) -> Conversation:
+        data = self.data
+        first = self._first(index, rng)
+        drawn = [self.pool[rng.randrange(len(self.pool))] for _ in range(data.multiturn_augmentation)]
+        sizes, further = data.sizes(*first), [data.sizes(*record) for record in drawn]
+        chosen = PACKING[data.packing](
+            data.max_length - sizes[FIRST],
+            data.max_img - sizes[IMAGES],
+            [size[FURTHER] for size in further],
+            [size[IMAGES] for size in further],
+        )
+        conversation = Conversation()
+        conversation.extend(data.turns(*first, first=True))
+        for i in chosen:
+            conversation.extend(data.turns(*drawn[i], first=False))
+        conversation.cut(data.max_length, data.tokenizer.media_token_id)
+        return conversation
+
+    def _first(self, index: int, rng: random.Random) -> tuple[int, int]:
         """The record at `index`, or one drawn in its place where it cannot be trained on (`--skip_check_overlength`)."""
         for _ in range(len(self.pool)):
-            turn = self.data.turn(*self.pool[index], first=True)
-            if fits(turn, self.data.max_length, self.data.max_img):
-                return turn
+            dataset, record = self.pool[index]
+            if self.data.fits(self.data.tokens[dataset].sizes[record]):
+                return dataset, record
             index = rng.randrange(len(self.pool))
         raise ValueError(f"no record of this epoch fits --max_length {self.data.max_length}")
-
-    def _further(self, rng: random.Random) -> Iterator[Turn]:
-        for _ in range(self.data.multiturn_augmentation):
-            yield self.data.turn(*rng.choice(self.pool), first=False)
 
 
 def collate(samples: list[Sample], pad_token_id: int, image_shape: tuple[int, ...]) -> Batch:
@@ -174,10 +205,11 @@ def collate(samples: list[Sample], pad_token_id: int, image_shape: tuple[int, ..
     )
 
 
-def rank_share(epoch: Epoch, batch_size: int, rank: int, world_size: int) -> Subset[Sample]:
+def rank_share(epoch: Epoch, batch_size: int, rank: int, world_size: int, done: int = 0) -> Subset[Sample]:
     """The samples of one rank: of every `batch_size * world_size` in a row its own `batch_size`; a rest is dropped.
 
-    So N ranks see together, step by step, what one rank with N times the batch sees.
+    So N ranks see together, step by step, what one rank with N times the batch sees. The first `done` batches are left
+    out: the place in the data where a run goes on.
     """
     step = batch_size * world_size
     if len(epoch) < step:
@@ -185,17 +217,24 @@ def rank_share(epoch: Epoch, batch_size: int, rank: int, world_size: int) -> Sub
             f"an epoch of {len(epoch)} samples does not fill one batch of {step} (--batch_size times ranks):"
             " lower --batch_size or raise --train_num_samples"
         )
-    starts = range(rank * batch_size, len(epoch) // step * step, step)
+    starts = range(rank * batch_size + done * step, len(epoch) // step * step, step)
     return Subset(epoch, [i for start in starts for i in range(start, start + batch_size)])
 
 
 def batches(
-    epoch: Epoch, *, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0, pin_memory: bool = False
+    epoch: Epoch,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    done: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader[Sample]:
-    """A loader of this rank's batches of an epoch."""
+    """A loader of this rank's batches of an epoch, without the first `done`."""
     pad_token_id = epoch.data.tokenizer.tokenizer.pad_token_id
     return DataLoader(
-        rank_share(epoch, batch_size, rank, world_size),
+        rank_share(epoch, batch_size, rank, world_size, done),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=partial(collate, pad_token_id=pad_token_id, image_shape=epoch.data.image_shape),

@@ -1,28 +1,51 @@
-"""Multi-turn augmentation: further records appended as turns fill a sample up (Polite Flamingo, arXiv:2307.01003)."""
+"""Multi-turn augmentation: further records appended as turns fill a sample up (Polite Flamingo, arXiv:2307.01003).
 
-from collections.abc import Iterable
+Which records is decided by their lengths and numbers of images alone, so that no text is tokenized to choose.
+"""
 
-from open_flamingo.instruction_tuning.data.conversation import Conversation, Turn
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+PackingMode = Literal["fill", "fit"]
+Choose = Callable[[int, int, Sequence[int], Sequence[int]], list[int]]
 
 
-def fits(turn: Turn, max_length: int, max_img: int) -> bool:
-    """True for a record that can be trained on: its prompt leaves room for an answer, its images are not too many."""
-    return len(turn.prompt) < max_length and len(turn.images) <= max_img
+def fill(room: int, slots: int, lengths: Sequence[int], images: Sequence[int]) -> list[int]:
+    """As in 2023: the records as they come, until `room` tokens are full or the images of the next exceed `slots`.
 
-
-def pack(first: Turn, further: Iterable[Turn], *, max_length: int, max_img: int, media_token_id: int) -> Conversation:
-    """One conversation of at most `max_length` tokens and `max_img` images; the last turn may be cut.
-
-    `further` is drawn from until the sample is full or the next turn's images would be too many.
+    The last one may be longer than what is left: the caller cuts it.
     """
-    conversation = Conversation()
-    conversation.append(first)
-    if len(conversation.ids) < max_length:
-        for turn in further:
-            if len(conversation.images) + len(turn.images) > max_img:
-                break
-            conversation.append(turn)
-            if len(conversation.ids) >= max_length:
-                break
-    conversation.cut(max_length, media_token_id)
-    return conversation
+    chosen: list[int] = []
+    for i, (length, count) in enumerate(zip(lengths, images, strict=True)):
+        if room <= 0 or count > slots:
+            break
+        chosen.append(i)
+        room, slots = room - length, slots - count
+    return chosen
+
+
+def fit(room: int, slots: int, lengths: Sequence[int], images: Sequence[int]) -> list[int]:
+    """Those that fill most of `room` tokens together, whole, with at most `slots` images; in the order they come.
+
+    An exact knapsack: bit n of `reached[s]` says that some records with s images have n tokens.
+    """
+    if room <= 0:
+        return []
+    within = (1 << (room + 1)) - 1
+    reached = [1] + [0] * max(slots, 0)
+    before: list[list[int]] = []
+    for length, count in zip(lengths, images, strict=True):
+        before.append(reached)
+        shifted = [(reached[s - count] << length) & within if s >= count else 0 for s in range(len(reached))]
+        reached = [old | new for old, new in zip(reached, shifted, strict=True)]
+    total, s = max((bits.bit_length() - 1, -s) for s, bits in enumerate(reached))
+    s = -s
+    chosen = []
+    for i in range(len(lengths) - 1, -1, -1):
+        if not before[i][s] >> total & 1:
+            chosen.append(i)
+            total, s = total - lengths[i], s - images[i]
+    return chosen[::-1]
+
+
+PACKING: dict[PackingMode, Choose] = {"fill": fill, "fit": fit}

@@ -30,7 +30,7 @@ def conversation(turns: TurnTokenizer, *records: Record) -> Conversation:
     """The records as turns of one conversation."""
     joined = Conversation()
     for i, record in enumerate(records):
-        joined.append(turns.turn(record, first=i == 0))
+        joined.extend(turns.turns(record, first=i == 0))
     return joined
 
 
@@ -75,7 +75,7 @@ def test_ids_and_mask_of_several_turns_are_the_recorded_ones(tokenizer, template
 
 def test_special_tokens_spelled_out_in_a_text_stay_plain_text(tokenizer):
     spelled = f"{MEDIA_TOKEN} {END_OF_CHUNK_TOKEN} <PAD> {END_OF_TEXT}"
-    turn = turn_tokenizer(tokenizer).turn(Record(f"{image_tag('a.png')}{spelled}", spelled), first=True)
+    (turn,) = turn_tokenizer(tokenizer).turns(Record(f"{image_tag('a.png')}{spelled}", spelled), first=True)
     special = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids(MEDIA_TOKEN)}
     assert [i for i in turn.prompt if i in special] == [tokenizer.convert_tokens_to_ids(MEDIA_TOKEN)]
     assert [i for i in turn.answer if i in special] == [tokenizer.eos_token_id]
@@ -85,7 +85,7 @@ def test_special_tokens_spelled_out_in_a_text_stay_plain_text(tokenizer):
 
 def test_the_recorded_answer_that_spells_special_tokens_out_is_read_back_whole(tokenizer):
     record = SAMPLES[SPELLS_SPECIAL_TOKENS]
-    turn = turn_tokenizer(tokenizer).turn(record, first=True)
+    (turn,) = turn_tokenizer(tokenizer).turns(record, first=True)
     assert tokenizer.decode(turn.answer[:-1]) == record.output
     assert turn.prompt.count(tokenizer.convert_tokens_to_ids(MEDIA_TOKEN)) == len(turn.images) == 2
 
@@ -119,4 +119,4 @@ def test_a_tokenizer_without_eos_is_refused():
 
 def test_an_unclosed_image_tag_is_refused(tokenizer):
     with pytest.raises(ValueError, match="image tag is not closed"):
-        turn_tokenizer(tokenizer).turn(Record("<img_path>a.png What is this?", "A cat."), first=True)
+        turn_tokenizer(tokenizer).turns(Record("<img_path>a.png What is this?", "A cat."), first=True)

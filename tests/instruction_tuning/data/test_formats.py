@@ -31,13 +31,13 @@ def config(tmp_path):
 
 def test_a_data_file_is_one_dataset_named_after_the_file(cats):
     (dataset,) = load_datasets(cats)
-    assert (dataset.name, dataset.records, dataset.img_dir, dataset.ratio) == ("cats", [RECORD], "", 1.0)
+    assert (dataset.name, list(dataset.records), dataset.img_dir, dataset.ratio) == ("cats", [RECORD], "", 1.0)
 
 
 def test_a_config_gives_the_datasets_it_names(cats, config):
     datasets = load_datasets(config(entry(cats), entry(cats, dataset_name="more", img_dir="", ratio=0.5)))
     assert [(d.name, d.img_dir, d.ratio) for d in datasets] == [("cats", "pictures", 2.0), ("more", "", 0.5)]
-    assert [d.records for d in datasets] == [[RECORD], [RECORD]]
+    assert [list(d.records) for d in datasets] == [[RECORD], [RECORD]]
     assert str(datasets[0].image_path("a.png")) == "pictures/a.png"
     assert str(datasets[0].image_path("/elsewhere/a.png")) == "/elsewhere/a.png"
 
@@ -45,18 +45,17 @@ def test_a_config_gives_the_datasets_it_names(cats, config):
 def test_json_lines_are_read_like_an_array(tmp_path, cats):
     lines = tmp_path / "cats.jsonl"
     lines.write_text(f"{json.dumps(ROW)}\n\n{json.dumps(ROW)}\n")
-    assert load_datasets(lines)[0].records == [RECORD, RECORD]
+    assert list(load_datasets(lines)[0].records) == [RECORD, RECORD]
     config = tmp_path / "config.jsonl"
     config.write_text(json.dumps(entry(lines)) + "\n")
-    assert load_datasets(config)[0].records == [RECORD, RECORD]
+    assert list(load_datasets(config)[0].records) == [RECORD, RECORD]
 
 
 def test_a_legacy_instruction_is_put_before_the_input_once_however_often_it_is_read(tmp_path):
     path = write_json_file(tmp_path / "legacy.json", [{"instruction": "Answer. ", **ROW}])
     before = path.read_bytes()
-    assert (
-        load_datasets(path)[0].records == load_datasets(path)[0].records == [Record("Answer. What is this?", "A cat.")]
-    )
+    for _ in range(2):
+        assert list(load_datasets(path)[0].records) == [Record("Answer. What is this?", "A cat.")]
     assert path.read_bytes() == before
 
 
@@ -75,7 +74,7 @@ def test_records_cannot_be_changed(cats):
         ([{"input": "q", "output": " "}], "record 1: field 'output' is empty"),
         ([{"input": 3, "output": "a"}], "record 1: field 'input' must be a string"),
         (["q"], "record 1: a record must be an object"),
-        ([ROW, entry("cats.json")], "record 2: field 'input' is missing"),
+        ([ROW, entry("cats.json")], "record 2: a record with the keys .*json_path.* is of no known shape"),
     ],
 )
 def test_a_malformed_data_file_is_refused_with_file_and_record(tmp_path, rows, message):
@@ -114,7 +113,7 @@ def test_a_file_that_a_config_names_is_refused_by_its_own_name(tmp_path, config)
     with pytest.raises(ValueError, match=r"nowhere\.json does not exist"):
         load_datasets(config(entry(tmp_path / "nowhere.json")))
     empty = write_json_file(tmp_path / "empty.json", [])
-    with pytest.raises(ValueError, match=r"empty\.json .*config\.json, dataset 1.* holds no records"):
+    with pytest.raises(ValueError, match=r"empty\.json holds no records"):
         load_datasets(config(entry(empty)))
     wrong = write_json_file(tmp_path / "wrong.json", [ROW, {"input": "q", "output": ""}])
     with pytest.raises(ValueError, match=r"wrong\.json, record 2: field 'output' is empty"):

@@ -1,6 +1,6 @@
 """Datasets to batches: the same bytes however many workers and ranks there are, and nothing unusable on the way."""
 
-import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,13 +8,17 @@ import torch
 from PIL import Image
 from tiny import EXACT
 from torch import Tensor
-from toy import golden_tokenizer, small_tensor
+from toy import golden_tokenizer, small_tensor, write_json_file
 from transformers import PreTrainedTokenizerBase
 
 from instruction_dataset.records import Record, image_tag
+from instruction_dataset.store import open_records
+from open_flamingo.instruction_tuning.data import images as images_module
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.formats import Dataset
+from open_flamingo.instruction_tuning.data.images import open_image
 from open_flamingo.instruction_tuning.data.loader import Batch, InstructionData, batches
+from open_flamingo.instruction_tuning.data.summary import mixture_table
 from open_flamingo.src.factory import MEDIA_TOKEN
 
 PICTURES = 6
@@ -46,13 +50,21 @@ def tokenizer():
 def build(gallery, tokenizer):
     """Builds the data of one dataset from its records."""
 
-    def build(*records: Record, further: int = 2, tokenizer: PreTrainedTokenizerBase = tokenizer) -> InstructionData:
-        dataset = Dataset("gallery", gallery / "gallery.json", list(records), str(gallery))
+    def build(
+        *records: Record, further: int = 2, tokenizer: PreTrainedTokenizerBase = tokenizer, **options: Any
+    ) -> InstructionData:
+        path = write_json_file(gallery / "gallery.json", [vars_of(record) for record in records])
+        dataset = Dataset("gallery", open_records(path), str(gallery))
         turns = TurnTokenizer(tokenizer, tokenizer.convert_tokens_to_ids(MEDIA_TOKEN), "guanaco-no-prompt")
-        limits = {"max_length": 120, "max_img": 3}
-        return InstructionData([dataset], turns, small_tensor, multiturn_augmentation=further, seed=3, **limits)
+        settings = {"max_length": 120, "max_img": 3, "multiturn_augmentation": further, "seed": 3, **options}
+        return InstructionData([dataset], turns, small_tensor, **settings)
 
     return build
+
+
+def vars_of(record: Record) -> dict[str, str]:
+    """A record as it is written."""
+    return {"input": record.input, "output": record.output}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +130,7 @@ def test_the_same_record_is_augmented_anew_in_each_epoch_and_at_each_place(build
 
 def test_an_epoch_can_be_cut_to_its_first_records(data):
     whole, cut = data.epoch(0, -1, "ratio"), data.epoch(0, -1, "ratio", 5)
-    assert cut.pool == whole.pool[:5]
+    assert list(cut.pool) == list(whole.pool)[:5]
 
 
 def test_images_lie_in_reading_order_one_for_each_image_token(data):
@@ -147,14 +159,13 @@ def test_eos_is_supervised_and_attended_where_it_is_the_padding_token_too(build)
     assert int((eos & ~batch.supervised).sum()) == int((batch.attention_mask == 0).sum()) > 0
 
 
-def test_records_that_cannot_be_trained_on_are_left_out_and_counted(build, caplog):
+def test_records_that_cannot_be_trained_on_are_left_out_and_counted(build):
     data = build(asking(0), OVERLONG, asking(1), asking(0, 1, 2, 3), asking(2))
-    data.check(quiet=True)
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING, "open_flamingo"):
-        data.check()
-    assert data.usable == [[0, 2, 4]]
-    assert "gallery: 2 of 5 records are left out" in caplog.text
+    data.check()
+    assert [usable.tolist() for usable in data.usable] == [[0, 2, 4]]
+    _, line = mixture_table(data, data.counts(6, "ratio")).splitlines()
+    assert line.split()[:6] == ["gallery", "(input/output)", "5", "6", "100.0%", "2.00"]
+    assert line.endswith("1 too long for 120 tokens, 1 more than 3 images")
     assert sorted(record for _, record in epoch(data).pool) == [0, 2, 4]
 
 
@@ -166,9 +177,8 @@ def test_a_missing_image_is_found_before_training_with_its_record(build, gallery
 
 
 def test_an_unclosed_tag_is_found_before_training_with_its_record(build):
-    data = build(asking(0), Record("<img_path>0.png What is this?", "A cat."))
     with pytest.raises(ValueError, match=r"gallery\.json, record 2: an image tag is not closed"):
-        data.check()
+        build(asking(0), Record("<img_path>0.png What is this?", "A cat."))
 
 
 def test_without_the_check_an_overlong_record_is_replaced_by_another_always_the_same(build):
@@ -190,3 +200,53 @@ def test_an_epoch_of_overlong_records_alone_is_refused(build):
 def test_an_epoch_that_fills_no_batch_is_refused(data):
     with pytest.raises(ValueError, match=r"an epoch of 12 samples does not fill one batch of 16 .*lower --batch_size"):
         batches(epoch(data), batch_size=8, world_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_run_that_goes_on_in_mid_epoch_sees_what_was_left_byte_for_byte(data, done, workers):
+    whole = [vars(b) for b in batches(epoch(data), batch_size=2, rank=1, world_size=2)]
+    rest = [vars(b) for b in batches(epoch(data), batch_size=2, rank=1, world_size=2, done=done, workers=workers)]
+    assert len(rest) == len(whole) - done
+    torch.testing.assert_close(rest, whole[done:], **EXACT)
+
+
+def test_packing_to_fit_cuts_no_answer(build):
+    words = "word " * 20
+    records = [Record(f"{i} {words[: 5 * i]}", f"Answer {i}.") for i in range(1, 15)]
+    data = build(*records, further=12, packing="fit")
+    data.check()
+    samples = [epoch(data).conversation(i) for i in range(len(epoch(data)))]
+    eos = data.tokenizer.tokenizer.eos_token_id
+    assert {sample.ids[-1] for sample in samples} == {eos}
+    filled = sum(len(sample.ids) for sample in samples) / (len(samples) * data.max_length)
+    assert filled > 0.97
+
+
+def test_packing_to_fit_leaves_out_a_record_whose_answer_would_be_cut(build):
+    long_answer = Record("Say a lot.", "word " * 200)
+    fill, fit = (build(asking(0), long_answer, packing=packing) for packing in ("fill", "fit"))
+    for data in (fill, fit):
+        data.check()
+    assert [len(data.usable[0]) for data in (fill, fit)] == [2, 1]
+
+
+def test_an_image_that_comes_up_twice_in_a_sample_is_decoded_once(build, monkeypatch):
+    opened = []
+    monkeypatch.setattr(images_module, "open_image", lambda path: opened.append(path) or open_image(path))
+    data = build(asking(2, 2), further=0)
+    assert len(epoch(data)[0].images) == 2
+    assert [path.name for path in opened] == ["2.png"]
+
+
+def test_a_dialogue_is_one_sample_with_a_loss_on_each_answer(gallery, tokenizer):
+    said = [("user", "What is this?"), ("assistant", "A cat."), ("user", "And that?"), ("assistant", "A dog.")]
+    path = write_json_file(gallery / "talk.json", [{"messages": [{"role": r, "content": c} for r, c in said]}])
+    turns = TurnTokenizer(tokenizer, tokenizer.convert_tokens_to_ids(MEDIA_TOKEN), "guanaco-no-prompt")
+    limits = {"max_length": 200, "max_img": 3, "multiturn_augmentation": 0, "seed": 3}
+    data = InstructionData([Dataset("talk", open_records(path))], turns, small_tensor, **limits)
+    sample = epoch(data).conversation(0)
+    text = "### Human: What is this?\n### Assistant: A cat.<|endoftext|>\n### Human: And that?\n### Assistant: A dog.<|endoftext|>"
+    assert tokenizer.decode(sample.ids) == text
+    learnt = [token for token, is_learnt in zip(sample.ids, sample.supervised, strict=True) if is_learnt]
+    assert tokenizer.decode(learnt) == "A cat.<|endoftext|>A dog.<|endoftext|>"
