@@ -35,7 +35,8 @@ from open_flamingo.src.vision import create_vision_encoder
 TOWER = "ViT-L-14-336"
 LIMITS: dict[str, Any] = {"max_length": 2048, "max_img": 16, "multiturn_augmentation": 32, "seed": 0}
 SAMPLES, PICTURES = 2000, 300
-QUICKSTART = {"batch": 16, "length": 320, "images": 19, "steps": 5}
+QUICKSTART = {"batch": 16, "length": 20, "images": 19, "steps": 5}
+"""A step of `make quickstart`: short questions about digits."""
 
 
 def main() -> None:
@@ -144,7 +145,7 @@ def training_tokens_per_second(parts: Path) -> float:
     )
     batch, length, images = QUICKSTART["batch"], QUICKSTART["length"], QUICKSTART["images"]
     ids = torch.randint(100, 1000, (batch, length))
-    ids.view(-1)[: images * 100 : 100] = model.media_token_id
+    ids.view(-1)[: images * batch : batch] = model.media_token_id
     pixels = torch.randn(images, 1, 3, 224, 224)
 
     def step() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from transformers.utils.logging import disable_progress_bar
 
 from open_flamingo.instruction_tuning.command import run
-from open_flamingo.instruction_tuning.data.prompts import format_prompt
+from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.src.factory import MEDIA_TOKEN
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)
     disable_progress_bar()
     inferencer = Inferencer(args.checkpoint)
-    prompt = format_prompt(MEDIA_TOKEN * len(args.image) + args.question, inferencer.template)
+    prompt = format_prompt(MEDIA_TOKEN * len(args.image) + escape(args.question), inferencer.template)
     (response,), _ = inferencer(
         prompt,
         args.image,

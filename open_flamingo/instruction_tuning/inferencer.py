@@ -11,7 +11,7 @@ from open_flamingo.instruction_tuning.build import load_trained
 from open_flamingo.instruction_tuning.config import Precision, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.images import load_image
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN
+from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN, split_prompt
 from open_flamingo.instruction_tuning.distributed import pick_device
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen
 from open_flamingo.src.factory import MEDIA_TOKEN
@@ -79,7 +79,8 @@ class Inferencer:
     ) -> tuple[list[str], list[str]]:
         """The responses to one prompt or several, and the full texts they end.
 
-        A prompt holds one `<image>` for each path in its list of images. A response ends where the model goes on with a
+        A prompt holds one `<image>` for each path in its list of images; `prompts.escape` keeps one in a user's text from
+        being taken for an image. A response ends where the model goes on with a
         turn of its own: at `### Human:` or `response_split`. Raises ValueError where `<image>` and images do not agree
         in number, and for an image that cannot be read.
         """
@@ -114,7 +115,7 @@ class Inferencer:
         return [text.split(HUMAN.strip())[0].strip() for text in texts]
 
     def _encode(self, prompt: str, images: Sequence[str]) -> list[int]:
-        pieces = prompt.split(MEDIA_TOKEN)
+        pieces = split_prompt(prompt)
         if len(pieces) - 1 != len(images):
             raise ValueError(f"the prompt holds {len(pieces) - 1} {MEDIA_TOKEN} for {len(images)} images: {prompt!r}")
         return self.turns.prompt(pieces)

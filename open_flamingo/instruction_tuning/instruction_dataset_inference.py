@@ -17,7 +17,7 @@ from open_flamingo.instruction_tuning.config import Template, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import Conversation
 from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode, draw_epoch, sample_counts
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, format_prompt
+from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, escape, format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.instruction_tuning.metrics import Scores, markdown_table, score
 from open_flamingo.instruction_tuning.tracking import log_to_terminal
@@ -163,7 +163,7 @@ def _result(inferencer: Inferencer, dataset: Dataset, index: int, answer: str) -
         "input": pieces[0] + "".join(tag + piece for tag, piece in zip(tags, pieces[1:])),
         "output": answer,
         "target": turns[-1][1],
-        "prompt": format_prompt(MEDIA_TOKEN.join(pieces), inferencer.template),
+        "prompt": format_prompt(MEDIA_TOKEN.join(map(escape, pieces)), inferencer.template),
     }
 
 

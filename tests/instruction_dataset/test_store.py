@@ -50,7 +50,8 @@ def test_a_folder_of_shards_is_one_source_and_each_record_knows_its_file(tmp_pat
     store = open_records(shards, cache)
     assert list(store) == RECORDS
     assert [store.where(i) for i in (0, 3, 4, 8)] == [
-        f"{shards / name}, record {number}" for name, number in (("a.jsonl", 1), ("a.jsonl", 4), ("b.jsonl", 1), ("b.jsonl", 5))
+        f"{shards / name}, record {number}"
+        for name, number in (("a.jsonl", 1), ("a.jsonl", 4), ("b.jsonl", 1), ("b.jsonl", 5))
     ]
 
 

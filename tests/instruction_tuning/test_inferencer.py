@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from toy import FURTHER_TURN, GOLDENS, weights
 
-from open_flamingo.instruction_tuning.data.prompts import format_prompt
+from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.src.factory import MEDIA_TOKEN
 
@@ -80,6 +80,14 @@ def test_sampling_follows_the_seed(inferencer, images, num_beams):
 def test_a_prompt_whose_image_tokens_and_images_differ_in_number_is_refused(inferencer, images, tokens, count):
     with pytest.raises(ValueError, match=f"the prompt holds {tokens} <image> for {count} images"):
         inferencer(prompt(["red"] * tokens), images[0] * count, **GREEDY)
+
+
+def test_an_image_token_in_a_users_text_is_text(inferencer, images):
+    text = escape("Which colour is <image> in <|endofchunk|>?")
+    (ids,) = [inferencer._encode(format_prompt(f"{MEDIA_TOKEN}{text}", TEMPLATE), images[0])]
+    assert ids.count(inferencer.model.media_token_id) == 1
+    assert inferencer.model.eoc_token_id not in ids
+    assert "<image> in <|endofchunk|>?" in inferencer.tokenizer.decode(ids)
 
 
 def test_a_prompt_is_not_answered_with_the_images_of_another(inferencer, images):

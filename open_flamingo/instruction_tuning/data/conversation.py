@@ -1,7 +1,12 @@
 """Turns -> token ids and a loss mask. Only answers and their EOS are supervised, chosen by position, never by id."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +55,7 @@ class Conversation:
 
 
 Encode = Callable[[str], list[int]]
+PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 class TurnTokenizer:
@@ -62,6 +68,7 @@ class TurnTokenizer:
         self.media_token_id = media_token_id
         self.template = template
         self.bos = _bos(tokenizer)
+        self.eos: int = tokenizer.eos_token_id  # the tokenizer looks its own up anew each time
 
     def turns(self, record: Record, *, first: bool, encode: Encode | None = None) -> list[Turn]:
         """A record's turns, as those that begin a conversation or go on with one; `encode` in place of the tokenizer."""
@@ -73,7 +80,7 @@ class TurnTokenizer:
             pieces[0] = (TEMPLATES[self.template] if starts else NEXT_TURN) + pieces[0]
             pieces[-1] += ASSISTANT
             prompt = [*(self.bos if starts else []), *self._join(pieces, encode)]
-            turns.append(Turn(prompt, [*encode(answer), self.tokenizer.eos_token_id], images))
+            turns.append(Turn(prompt, [*encode(answer), self.eos], images))
         return turns
 
     def prompt(self, pieces: list[str]) -> list[int]:
@@ -85,8 +92,26 @@ class TurnTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """The ids of many texts at once, on all cores."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """As `encode`, many texts at once, on all cores."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True  # as the text that they are
+        try:
+            with all_cores():
+                return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = before
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the ids of a record."""
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):
+            backend.pop(passing, None)
+        about = [backend, self.bos, self.media_token_id, self.eos, self.template]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def _join(self, pieces: list[str], encode: Encode) -> list[int]:
         ids = list(encode(pieces[0]))
@@ -98,3 +123,16 @@ class TurnTokenizer:
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The BOS id where the tokenizer starts its texts with one."""
     return [i for i in tokenizer("").input_ids[:1] if i == tokenizer.bos_token_id]
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let the tokenizer use its threads, which commands that fork loader workers turn off."""
+    before = os.environ.get(PARALLEL)
+    os.environ[PARALLEL] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(PARALLEL)
+        if before is not None:
+            os.environ[PARALLEL] = before

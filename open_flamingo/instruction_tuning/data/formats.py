@@ -1,5 +1,6 @@
 """Instruction data as it lies on disk: data files, or a config that names several, told apart by their content."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,29 +39,44 @@ def load_datasets(path: Path, cache: Path | None = None, *, quiet: bool = True) 
     if not first:
         raise ValueError(f"{path} holds no records")
     if isinstance(first[0], dict) and "json_path" in first[0]:
-        datasets = [_configured(path, i, row, cache, quiet) for i, row in enumerate(read_json_array(path))]
-        _refuse_repeated_names(path, datasets)
-        return datasets
+        return [
+            Dataset(entry.name, open_records(entry.path, cache, quiet=quiet), entry.img_dir, entry.ratio)
+            for entry in _entries(path)
+        ]
     return [Dataset(path.name.partition(".")[0], open_records(path, cache, quiet=quiet))]
 
 
-def _configured(config: Path, index: int, row: object, cache: Path | None, quiet: bool) -> Dataset:
-    where = f"{config}, dataset {index + 1}"
+@dataclass(frozen=True)
+class Entry:
+    """What a dataset config says of one dataset."""
+
+    name: str
+    path: Path
+    img_dir: str
+    ratio: float
+
+
+def parse_entry(row: object, taken: Collection[str]) -> Entry:
+    """An entry of a dataset config; ValueError for what is wrong with it, and for a name that is `taken`."""
     if not isinstance(row, dict) or row.keys() != CONFIG_KEYS:
-        keys = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{where}: expected the keys {sorted(CONFIG_KEYS)}, found {keys}")
+        keys = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"expected the keys {sorted(CONFIG_KEYS)}, found {keys}")
     for key in ("dataset_name", "json_path", "img_dir"):
         if not isinstance(row[key], str):
-            raise ValueError(f"{where}: {key} must be a string, not {row[key]!r}")
-    ratio = row["ratio"]
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio < 0:
-        raise ValueError(f"{where}: ratio must be a number of at least 0, not {ratio!r}")
-    records = open_records(Path(row["json_path"]), cache, quiet=quiet)
-    return Dataset(row["dataset_name"], records, row["img_dir"], float(ratio))
+            raise ValueError(f"{key} must be a string, not {row[key]!r}")
+    name, ratio = row["dataset_name"], row["ratio"]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not ratio >= 0:
+        raise ValueError(f"ratio must be a number of at least 0, not {ratio!r}")
+    if name in taken:
+        raise ValueError(f"dataset_name {name!r} is used twice; results are filed by it, so rename one")
+    return Entry(name, Path(row["json_path"]), row["img_dir"], float(ratio))
 
 
-def _refuse_repeated_names(path: Path, datasets: list[Dataset]) -> None:
-    names = [dataset.name for dataset in datasets]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{path}: dataset_name {name!r} is used twice; results are filed by it, so rename one")
+def _entries(config: Path) -> list[Entry]:
+    entries: list[Entry] = []
+    for number, row in enumerate(read_json_array(config), start=1):
+        try:
+            entries.append(parse_entry(row, {entry.name for entry in entries}))
+        except ValueError as error:
+            raise ValueError(f"{config}, dataset {number}: {error}") from error
+    return entries

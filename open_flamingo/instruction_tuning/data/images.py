@@ -1,6 +1,8 @@
 """Image files to tensors: EXIF orientation, RGB, in training sometimes a square, then the tower's own transform."""
 
 import random
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +11,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SQUARE_PROBABILITY = 0.5
+
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, ArithmeticError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What decoders raise for files that are cut short or broken."""
 
 
 def open_image(path: Path) -> Image.Image:
@@ -20,7 +28,7 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"image {path} does not exist") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"image {path} is not an image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise ValueError(f"image {path} cannot be read: {error}") from error
 
 

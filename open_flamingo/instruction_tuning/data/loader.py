@@ -3,6 +3,7 @@
 # b batch, t text tokens, N real images of the batch, F frames (1)
 
 import hashlib
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class InstructionData:
         """Leave out the records that cannot be trained on; ValueError for a missing image, naming file and record."""
         for dataset, tokens in zip(self.datasets, self.tokens, strict=True):
             refuse_missing_images(dataset, tokens, quiet=self.quiet)
-        fitting = [np.flatnonzero(self.fits(tokens.sizes)).astype(np.uint32) for tokens in self.tokens]
+        fitting = [np.flatnonzero(self.fits(tokens.sizes())).astype(np.uint32) for tokens in self.tokens]
         self.usable = [
             numbers if len(numbers) < len(tokens) else range(len(tokens))  # a range takes no memory
             for numbers, tokens in zip(fitting, self.tokens, strict=True)
@@ -113,9 +114,9 @@ class InstructionData:
                 pool.records[drawn] = np.asarray(usable)[pool.records[drawn]]
         return Epoch(self, pool if size < 0 else pool.head(size), epoch)
 
-    def sizes(self, dataset: int, record: int) -> list[int]:
+    def size(self, dataset: int, record: int) -> tuple[int, ...]:
         """The row of a record in TokenStore.sizes."""
-        return self.tokens[dataset].sizes[record].tolist()
+        return self.tokens[dataset].size(record)
 
     def turns(self, dataset: int, record: int, *, first: bool) -> list[Turn]:
         """A record as turns, its image paths made whole."""
@@ -130,7 +131,7 @@ def refuse_missing_images(dataset: formats.Dataset, tokens: TokenStore, *, quiet
     done = tokens.folder / f"images-{where}.seen"
     if done.exists():
         return
-    exists = lru_cache(100_000)(Path.is_file)
+    exists = lru_cache(100_000)(os.path.isfile)  # unlike Path.is_file, false also for a name that no system takes
     with tqdm(total=len(tokens), desc=f"looking for images of {dataset.name}", disable=quiet, leave=False) as bar:
         for index, paths in tokens.images():
             for path in map(dataset.image_path, paths):
@@ -168,12 +169,12 @@ class Epoch(Dataset[Sample]):
         data = self.data
         first = self._first(index, rng)
         drawn = [self.pool[rng.randrange(len(self.pool))] for _ in range(data.multiturn_augmentation)]
-        sizes, further = data.sizes(*first), [data.sizes(*record) for record in drawn]
+        size, further = data.size(*first), [data.size(*record) for record in drawn]
         chosen = PACKING[data.packing](
-            data.max_length - sizes[FIRST],
-            data.max_img - sizes[IMAGES],
-            [size[FURTHER] for size in further],
-            [size[IMAGES] for size in further],
+            data.max_length - size[FIRST],
+            data.max_img - size[IMAGES],
+            [other[FURTHER] for other in further],
+            [other[IMAGES] for other in further],
         )
         conversation = Conversation()
         conversation.extend(data.turns(*first, first=True))
@@ -186,7 +187,7 @@ class Epoch(Dataset[Sample]):
         """The record at `index`, or one drawn in its place where it cannot be trained on (`--skip_check_overlength`)."""
         for _ in range(len(self.pool)):
             dataset, record = self.pool[index]
-            if self.data.fits(self.data.tokens[dataset].sizes[record]):
+            if self.data.fits(np.array(self.data.size(dataset, record))):
                 return dataset, record
             index = rng.randrange(len(self.pool))
         raise ValueError(f"no record of this epoch fits --max_length {self.data.max_length}")

@@ -16,7 +16,7 @@ def mixture_table(data: InstructionData, counts: Sequence[int]) -> str:
     total = max(sum(counts), 1)
     rows = [HEADER]
     for dataset, tokens, usable, drawn in zip(data.datasets, data.tokens, data.usable, counts, strict=True):
-        sizes = tokens.sizes
+        sizes = tokens.sizes()
         images, prompt, whole = (sizes[:, column].mean() for column in (IMAGES, PROMPT, FIRST))
         rows.append(
             (

@@ -6,11 +6,14 @@ after it, whose parts (answer, prompt, answer, ...) have the lengths `spans`. `s
 
 import hashlib
 import json
+import mmap
+import os
+import struct
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +24,14 @@ from instruction_dataset.store import ABOUT, BATCH, RecordStore, build_once, def
 from open_flamingo.instruction_tuning.data.conversation import Turn, TurnTokenizer
 
 VERSION = "1"
+SIZES = "sizes.bin"
+ROW = struct.Struct("4i")
+RELEASE_EVERY = 8
+"""Rows that are read between two releases of the mapped pages."""
 IDS = ("first", "further", "rest", "spans")
 SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in IDS] + [("images", pa.list_(pa.string()))])
 FIRST, FURTHER, PROMPT, IMAGES = range(4)
-"""Columns of `sizes`: tokens of the whole record in its two forms, tokens of its first prompt, images."""
+"""What `sizes` holds of a record: tokens of the whole record in its two forms, tokens of its first prompt, images."""
 
 
 def fits(sizes: np.ndarray, max_length: int, max_img: int, *, whole: bool = False) -> np.ndarray:
@@ -41,26 +48,46 @@ class TokenStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._reads = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.folder,)
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return (self.folder / SIZES).stat().st_size // ROW.size
+
+    def sizes(self) -> np.ndarray:
+        """The lengths and numbers of images of all records, read anew: (records, 4)."""
+        return np.fromfile(self.folder / SIZES, dtype=np.int32).reshape(-1, 4)
+
+    def size(self, index: int) -> tuple[int, ...]:
+        """The row of one record in `sizes`."""
+        return ROW.unpack(os.pread(self._sizes_file.fileno(), ROW.size, index * ROW.size))
 
     @cached_property
-    def sizes(self) -> np.ndarray:
-        """The lengths and numbers of images of all records: (records, 4), memory-mapped."""
-        return np.asarray(np.memmap(self.folder / "sizes.bin", dtype=np.int32, mode="r")).reshape(-1, 4)
+    def _sizes_file(self) -> BinaryIO:
+        return (self.folder / SIZES).open("rb")
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        with (self.folder / "tokens.arrow").open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @cached_property
     def _batches(self) -> list[dict[str, Any]]:
-        reader = pa.ipc.open_file(pa.memory_map(str(self.folder / "tokens.arrow")))
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
         return [_views(reader.get_batch(i)) for i in range(reader.num_record_batches)]
+
+    def _release(self) -> None:
+        """Let go of the mapped pages now and then: they stay in the system's cache, and this process small."""
+        self._reads += 1
+        if self._reads % RELEASE_EVERY == 0:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def images(self) -> Iterator[tuple[int, list[str]]]:
         """The image paths of each record that has some, with its number."""
         for number, columns in enumerate(self._batches):
+            self._release()
             for row, paths in enumerate(columns["images"].to_pylist(), start=number * BATCH):
                 if paths:
                     yield row, paths
@@ -74,6 +101,7 @@ class TokenStore:
         parts = [prompt, *(rest[start:end] for start, end in pairwise(ends))]
         images = columns["images"][row].as_py()
         turns = [Turn(p, a, []) for p, a in zip(parts[::2], parts[1::2], strict=True)]
+        self._release()
         turns[0].images.extend(images)  # in reading order: which turn shows which is said by the `<image>` tokens
         return turns
 
@@ -85,22 +113,10 @@ def open_tokens(
 
     Raises ValueError naming file and record where an image tag is malformed.
     """
-    key = hashlib.sha256("\n".join([VERSION, records.key, turns.template, fingerprint(turns)]).encode()).hexdigest()[
-        :32
-    ]
+    key = hashlib.sha256(f"{VERSION} {records.key} {turns.fingerprint}".encode()).hexdigest()[:32]
     folder = (cache or default_cache()) / "tokens" / key
     build_once(folder, lambda partial: _build(records, turns, partial, quiet))
     return TokenStore(folder)
-
-
-def fingerprint(turns: TurnTokenizer) -> str:
-    """A digest of what decides the ids of a text."""
-    tokenizer = turns.tokenizer
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    for passing in ("padding", "truncation"):
-        backend.pop(passing, None)
-    about = [backend, turns.bos, turns.media_token_id, tokenizer.eos_token_id]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _build(records: RecordStore, turns: TurnTokenizer, folder: Path, quiet: bool) -> None:
@@ -108,13 +124,13 @@ def _build(records: RecordStore, turns: TurnTokenizer, folder: Path, quiet: bool
     with (
         pa.OSFile(str(folder / "tokens.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
-        (folder / "sizes.bin").open("wb") as sizes,
+        (folder / SIZES).open("wb") as sizes,
         tqdm(total=len(records), desc=f"tokenizing {records.files[0].name}", unit=" records", disable=quiet) as bar,
     ):
         while batch := list(islice(rows, BATCH)):
             tokenized = list(_tokenized(batch, records, turns))
             writer.write_batch(_arrow(tokenized))
-            sizes.write(np.array([_sizes(*forms) for forms in tokenized], dtype=np.int32).tobytes())
+            sizes.writelines(ROW.pack(*_sizes(*forms)) for forms in tokenized)
             bar.update(len(batch))
     (folder / ABOUT).write_text(json.dumps({"records": records.key, "template": turns.template}) + "\n")
 
@@ -161,7 +177,7 @@ def _arrow(batch: list[tuple[list[Turn], list[Turn]]]) -> pa.RecordBatch:
 
 def _list_array(rows: tuple[list[int], ...]) -> pa.ListArray:
     offsets = np.array([0, *accumulate(len(row) for row in rows)], dtype=np.int32)
-    values = np.fromiter((value for row in rows for value in row), dtype=np.int32, count=int(offsets[-1]))
+    values = np.array(list(chain.from_iterable(rows)), dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 

@@ -90,6 +90,7 @@ def test_a_malformed_data_file_is_refused_with_file_and_record(tmp_path, rows, m
         ({"ratio": -1}, "dataset 2: ratio must be a number of at least 0, not -1"),
         ({"ratio": "1"}, "dataset 2: ratio must be a number of at least 0, not '1'"),
         ({"ratio": True}, "dataset 2: ratio must be a number"),
+        ({"ratio": float("nan")}, "dataset 2: ratio must be a number of at least 0, not nan"),
         ({"weight": 1}, r"dataset 2: expected the keys \['dataset_name', 'img_dir', 'json_path', 'ratio'\]"),
         ({"dataset_name": "cats"}, "dataset_name 'cats' is used twice"),
         ({"json_path": 3}, "dataset 2: json_path"),

@@ -93,7 +93,7 @@ def images(loaded: list[Batch]) -> Tensor:
     return torch.cat([batch.images for batch in loaded])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_batches_do_not_depend_on_the_number_of_workers(data, workers):
     alone, helped = ([vars(b) for b in batches(epoch(data), batch_size=4, workers=n)] for n in (0, workers))
     assert len(alone) == 3
@@ -174,6 +174,11 @@ def test_a_missing_image_is_found_before_training_with_its_record(build, gallery
     with pytest.raises(ValueError, match=r"gallery\.json, record 2: image .*7\.png does not exist") as refusal:
         data.check()
     assert str(gallery) in str(refusal.value)
+
+
+def test_an_image_whose_name_no_system_takes_is_found_with_its_record(build):
+    with pytest.raises(ValueError, match=r"gallery\.json, record 1: image .* does not exist"):
+        build(Record(image_tag("a" * 5000) + "What?", "A cat.")).check()
 
 
 def test_an_unclosed_tag_is_found_before_training_with_its_record(build):
