@@ -51,7 +51,7 @@ def main() -> None:
         cells = [f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.3g}" for row in rows.values()]
         sys.stdout.write(f"| {name} | {' | '.join(cells)} |\n")
     sys.stdout.write(f"a training step of the quickstart: {training_tokens_per_second(args.parts):,.0f} tokens/s\n")
-    draw(rows, args.folder / "memory.png")
+    draw(rows, args.folder / "memory.svg")
 
 
 def in_own_process(records: int, args: argparse.Namespace) -> dict[str, float]:
@@ -168,7 +168,7 @@ def draw(rows: dict[int, dict[str, Any]], path: Path) -> None:
         )
     axes.set(xscale="log", xlabel="records", ylabel="MiB that a rank adds", ylim=(0, None))
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     sys.stdout.write(f"{path}\n")
 
 

@@ -64,7 +64,9 @@ class TrainedConfig:
 class DataConfig:
     """The data."""
 
-    instruction_data: Path = flag("a data file, or a config that mixes several (both JSON)")
+    instruction_data: Path = flag(
+        "a data file, a folder of its shards, or a config that mixes several (JSON, JSON Lines, Parquet, gzip)"
+    )
     instruction_prompt_template: Template = flag(
         "how an instruction becomes a prompt", "guanaco", aliases=["--instruction_prompt_templete"]
     )

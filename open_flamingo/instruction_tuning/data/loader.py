@@ -154,18 +154,23 @@ class Epoch(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
-        conversation = self._conversation(index, rng)
-        images = load_for_training([Path(path) for path in conversation.images], self.data.transform, rng)
+        records = self._records(index, rng)
+        conversation = self._join(records)
+        try:
+            images = load_for_training([Path(path) for path in conversation.images], self.data.transform, rng)
+        except ValueError as error:
+            raise ValueError(f"{self._where(records, str(error))}: {error}") from error
         return Sample(conversation, images)
 
     def conversation(self, index: int) -> Conversation:
         """The text of a sample, its images still paths."""
-        return self._conversation(index, self._rng(index))
+        return self._join(self._records(index, self._rng(index)))
 
     def _rng(self, index: int) -> random.Random:
         return random.Random(f"{self.data.seed}-{self.epoch}-{index}")
 
-    def _conversation(self, index: int, rng: random.Random) -> Conversation:
+    def _records(self, index: int, rng: random.Random) -> list[tuple[int, int]]:
+        """The records of a sample: that at `index`, and those packed behind it."""
         data = self.data
         first = self._first(index, rng)
         drawn = [self.pool[rng.randrange(len(self.pool))] for _ in range(data.multiturn_augmentation)]
@@ -176,12 +181,20 @@ class Epoch(Dataset[Sample]):
             [other[FURTHER] for other in further],
             [other[IMAGES] for other in further],
         )
+        return [first, *(drawn[i] for i in chosen)]
+
+    def _join(self, records: list[tuple[int, int]]) -> Conversation:
         conversation = Conversation()
-        conversation.extend(data.turns(*first, first=True))
-        for i in chosen:
-            conversation.extend(data.turns(*drawn[i], first=False))
-        conversation.cut(data.max_length, data.tokenizer.media_token_id)
+        for place, record in enumerate(records):
+            conversation.extend(self.data.turns(*record, first=place == 0))
+        conversation.cut(self.data.max_length, self.data.tokenizer.media_token_id)
         return conversation
+
+    def _where(self, records: list[tuple[int, int]], message: str) -> str:
+        """The place of the record whose image a message names."""
+        images = {(d, r): [path for t in self.data.turns(d, r, first=True) for path in t.images] for d, r in records}
+        dataset, record = next(key for key, paths in images.items() if any(path in message for path in paths))
+        return self.data.datasets[dataset].where(record)
 
     def _first(self, index: int, rng: random.Random) -> tuple[int, int]:
         """The record at `index`, or one drawn in its place where it cannot be trained on (`--skip_check_overlength`)."""

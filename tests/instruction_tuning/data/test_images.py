@@ -1,10 +1,14 @@
 """Image files: the right way up, RGB, square in the middle, and refused by name where they cannot be read."""
 
 import random
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny import EXACT
 from toy import small_tensor
@@ -104,3 +108,32 @@ def test_a_truncated_image_is_refused_by_name(tmp_path, suffix):
 def test_a_folder_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=f"image {tmp_path}"):
         open_image(tmp_path)
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO"]),
+    st.floats(0, 1),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_file_is_an_image_or_one_sentence_that_names_it(tmp_path, kind, kept, changes):
+    buffer = BytesIO()
+    Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    for place, value in changes:
+        content[int(place * (len(content) - 1))] = value
+    path = tmp_path / f"damaged.{kind.lower()}"
+    path.write_bytes(content[: int(kept * len(content)) if len(changes) % 2 else len(content)])
+    said = outcome(path)
+    assert said == "RGB" or (said.startswith(f"image {path} ") and "\n" not in said)
+
+
+def outcome(path: Path) -> str:
+    """The mode of an image that could be opened, or the refusal."""
+    try:
+        return open_image(path).mode
+    except ValueError as error:
+        return str(error)

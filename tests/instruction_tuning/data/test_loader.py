@@ -181,6 +181,16 @@ def test_an_image_whose_name_no_system_takes_is_found_with_its_record(build):
         build(Record(image_tag("a" * 5000) + "What?", "A cat.")).check()
 
 
+def test_an_image_that_breaks_after_the_check_is_named_with_its_record(build, gallery):
+    (gallery / "broken.png").write_bytes((gallery / "3.png").read_bytes()[:100])
+    broken = Record(f"{image_tag('broken.png')}What?", "Nothing.")
+    data = build(asking(0), broken, further=8)
+    data.check()
+    with pytest.raises(ValueError, match=r"gallery\.json, record 2: image .*broken\.png cannot be read") as refusal:
+        [epoch(data)[i] for i in range(2)]
+    assert "\n" not in str(refusal.value)
+
+
 def test_an_unclosed_tag_is_found_before_training_with_its_record(build):
     with pytest.raises(ValueError, match=r"gallery\.json, record 2: an image tag is not closed"):
         build(asking(0), Record("<img_path>0.png What is this?", "A cat."))
