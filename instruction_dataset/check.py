@@ -18,18 +18,18 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from instruction_dataset.findings import Findings, Health, Kind, Picture, Report, Sample, Segment, Source, table
+from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
+from instruction_dataset.findings import Findings, Health, Kind, Picture, Report, Sample, Segment, table
 from instruction_dataset.pictures import look_at_all, processes, thumbnail
 from instruction_dataset.reading import read_rows, source_files
-from instruction_dataset.records import IMAGE_TAG, Record, split_images
-from instruction_dataset.report import render, write_page
+from instruction_dataset.records import IMAGE_TAG, Record, split_images, write_whole
+from instruction_dataset.report import render
 from instruction_dataset.scan import ImageList, Length, Rules, Scan
 from open_flamingo.instruction_tuning.command import run
 from open_flamingo.instruction_tuning.data.conversation import Conversation, TurnTokenizer
-from open_flamingo.instruction_tuning.data.formats import parse_entry
 from open_flamingo.instruction_tuning.data.images import open_image
 from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN, NEXT_TURN, TEMPLATES
-from open_flamingo.src.factory import END_OF_CHUNK_TOKEN, MEDIA_TOKEN, add_special_tokens
+from open_flamingo.src.factory import END_OF_CHUNK_TOKEN, MEDIA_TOKEN, add_special_tokens, load_part
 
 LONGEST_TEXT = 4000
 """Characters of a sample that no tokenizer cuts to --max_length."""
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     sys.stdout.write("".join(f"{line}\n" for line in table(report)))
     if args.html is not None:
-        write_page(args.html, render(report))
+        write_whole(args.html, render(report))
         sys.stdout.write(f"\nthe page: {args.html.absolute()}\n")
     return 1 if report.total(fails=True) else 0
 
@@ -114,16 +114,14 @@ def _sources(path: Path) -> tuple[list[Source], Findings]:
         first = list(islice(read_rows(file), 1))
     except ValueError:
         first = []  # the pass over it tells
-    if not (first and isinstance(first[0], dict) and "json_path" in first[0]):
-        return [Source(path.name.partition(".")[0], path)], findings
+    if not (first and is_entry(first[0])):
+        return [unconfigured(path)], findings
     try:
         for number, row in enumerate(read_rows(file), start=1):
             try:
-                entry = parse_entry(row, {source.name for source in sources})
+                sources.append(parse_entry(row, {source.name for source in sources}))
             except ValueError as error:
                 findings.add(Kind.CONFIG, f"{path}, dataset {number}: {error}")
-            else:
-                sources.append(Source(entry.name, entry.path, entry.img_dir, entry.ratio))
     except ValueError as error:
         findings.add(Kind.CONFIG, str(error))
     return sources, findings
@@ -131,13 +129,7 @@ def _sources(path: Path) -> tuple[list[Source], Findings]:
 
 def _turn_tokenizer(name: str, template: str) -> TurnTokenizer:
     logging.set_verbosity_error()  # it warns of texts that are longer than its model takes, which we count ourselves
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"tokenizer {name!r} could not be loaded: give a folder or a name on the Hugging Face hub ({reason})"
-        ) from error
+    tokenizer = load_part(AutoTokenizer, name, "tokenizer")
     add_special_tokens(tokenizer)
     return TurnTokenizer(tokenizer, int(tokenizer.vocab[MEDIA_TOKEN]), template)
 
@@ -160,10 +152,10 @@ def _lengths(turns: TurnTokenizer, records: Sequence[Record]) -> list[Length]:
     texts: dict[str, list[int]] = {}
     for record in records:
         turns.turns(record, first=True, encode=lambda text: texts.setdefault(text, []))
-    encoded = dict(zip(texts, turns.encode_all(list(texts)), strict=True))
+    encode = turns.encoder(texts)
     lengths = []
     for record in records:
-        parts = turns.turns(record, first=True, encode=encoded.__getitem__)
+        parts = turns.turns(record, first=True, encode=encode)
         prompts, answers = sum(len(turn.prompt) for turn in parts), sum(len(turn.answer) for turn in parts)
         lengths.append(Length(len(parts[0].prompt), prompts, answers))
     return lengths

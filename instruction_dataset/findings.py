@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from instruction_dataset.dataset_config import Source
+
 SHOWN = 20
 """Examples kept of each kind; all are counted."""
 
@@ -59,16 +61,6 @@ class Findings:
     def total(self, *, fails: bool) -> int:
         """How many errors there are, or how many warnings."""
         return sum(count for kind, count in self.counts.items() if kind.fails is fails)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset that a config names, or data files named themselves."""
-
-    name: str
-    path: Path
-    img_dir: str = ""
-    ratio: float = 1.0
 
 
 @dataclass

@@ -65,21 +65,22 @@ def look_at_all(
 
 def verdict(path: Path, open_image: Opener) -> Verdict:
     """What is wrong with an image file, None for one that training opens without a word."""
-    size = None
     try:
-        if not path.is_file():
+        width, height = open_image(path).size
+    except ValueError as error:
+        reason = error.__cause__ or error
+        if isinstance(reason, FileNotFoundError | NotADirectoryError | IsADirectoryError):
             return Kind.MISSING, f"image {path} does not exist; put it there, or correct its path or img_dir"
-        with Image.open(path) as image:
-            size = image.size
-        open_image(path)
-    except Image.DecompressionBombError:
-        return Kind.TOO_HUGE, f"image {path} has more pixels than Pillow opens, {2 * PIXELS:,}; make it smaller"
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever broken bytes make them
-        if size is None:
-            return Kind.UNREADABLE, f"image {path} cannot be opened ({_reason(error)}); replace it"
-        return Kind.DAMAGED, f"image {path} opens but cannot be decoded ({_reason(error)}); fetch it again"
-    if max(size) > LONGEST_SIDE or size[0] * size[1] > PIXELS:
-        return Kind.HUGE, f"image {path} is {size[0]:,} x {size[1]:,} pixels, slow to decode; make it smaller"
+        if isinstance(reason, Image.DecompressionBombError):
+            return Kind.TOO_HUGE, f"image {path} has more pixels than Pillow opens, {2 * PIXELS:,}; make it smaller"
+        if isinstance(reason, Image.UnidentifiedImageError):
+            return Kind.UNREADABLE, f"image {path} cannot be opened (it is no image that Pillow can read); replace it"
+        why = str(reason) or type(reason).__name__
+        if isinstance(reason, OSError) and reason.errno:  # the system's, not a decoder's
+            return Kind.UNREADABLE, f"image {path} cannot be opened ({why}); replace it"
+        return Kind.DAMAGED, f"image {path} cannot be decoded ({why}); fetch it again"
+    if max(width, height) > LONGEST_SIDE or width * height > PIXELS:
+        return Kind.HUGE, f"image {path} is {width:,} x {height:,} pixels, slow to decode; make it smaller"
     return None
 
 
@@ -103,10 +104,3 @@ def _be_quiet() -> None:
     """Leave Ctrl-C to the main process, and say nothing of odd files beyond the verdict."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no image that Pillow can read"
-    root = error.__cause__ or error
-    return str(root) or type(root).__name__

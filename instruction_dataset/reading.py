@@ -1,4 +1,4 @@
-"""The raw rows of data files, streamed: JSON arrays, JSON Lines, gzip of both, and Parquet, told apart by content.
+"""The raw rows of data files, streamed: JSON arrays, JSON Lines, Parquet, and gzip of these, told apart by content.
 
 Memory stays flat however large a file is: text is decoded from a bounded buffer, one row after the other.
 """
@@ -7,9 +7,11 @@ import codecs
 import gzip
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, NoReturn, cast
 
 CHUNK_BYTES = 1 << 20
@@ -17,7 +19,7 @@ CHUNK_BYTES = 1 << 20
 LONGEST_ROW = 1 << 26
 """Characters; a bracket that is never closed would otherwise pull a whole file into memory as one row."""
 PARQUET_ROWS = 256
-SHARD_KINDS = (".jsonl.gz", ".json.gz", ".jsonl", ".json", ".parquet")
+SHARD_KINDS = (".jsonl.gz", ".json.gz", ".parquet.gz", ".jsonl", ".json", ".parquet")
 BYSTANDERS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".md")
 """What may lie beside shards: images, and the README of a published dataset."""
 
@@ -56,9 +58,9 @@ def read_rows(file: Path) -> Iterator[object]:
         with file.open("rb") as raw:
             head = raw.peek(len(PARQUET_MAGIC))
             if head.startswith(GZIP_MAGIC):
-                yield from _text_rows(file, cast("BinaryIO", gzip.GzipFile(fileobj=raw)))
+                yield from _unzipped_rows(file, gzip.GzipFile(fileobj=raw))
             elif head.startswith(PARQUET_MAGIC) or file.suffix.lower() == ".parquet":
-                yield from _parquet_rows(file)
+                yield from _parquet_rows(file, raw)
             else:
                 yield from _text_rows(file, raw)
     except FileNotFoundError as error:
@@ -265,14 +267,23 @@ def _problem(error: ValueError | RecursionError) -> str:
     return "Brackets are nested too deeply" if isinstance(error, RecursionError) else "A number has too many digits"
 
 
-def _parquet_rows(file: Path) -> Iterator[object]:
+def _unzipped_rows(file: Path, stream: gzip.GzipFile) -> Iterator[object]:
+    if not stream.peek(len(PARQUET_MAGIC)).startswith(PARQUET_MAGIC):
+        yield from _text_rows(file, cast("BinaryIO", stream))
+        return
+    with TemporaryFile() as plain:  # Parquet is read from its end
+        shutil.copyfileobj(stream, plain)
+        yield from _parquet_rows(file, cast("BinaryIO", plain))
+
+
+def _parquet_rows(file: Path, stream: BinaryIO) -> Iterator[object]:
     # here, so that reading JSON does not wait for its import
     import pyarrow
     from pyarrow import parquet
 
     done = 0
     try:
-        with parquet.ParquetFile(file, buffer_size=CHUNK_BYTES, page_checksum_verification=True) as table:
+        with parquet.ParquetFile(stream, buffer_size=CHUNK_BYTES, page_checksum_verification=True) as table:
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     yield row

@@ -79,12 +79,17 @@ def read_json_array(path: Path) -> list[Any]:
 
 def write_json(path: Path, value: object) -> None:
     """`value` as JSON at `path`, which is replaced whole or not at all."""
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """`text` at `path`, which is replaced whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a plain open, unlike tempfile, leaves the file with the permissions that the user's umask asks for
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("x", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,12 +1,9 @@
 """What a check found as one page that needs nothing else: no network, no script, all pictures inside."""
 
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
-from pathlib import Path
 
 from instruction_dataset.charts import COLORS, color, histogram, quantile, ring
 from instruction_dataset.findings import SHOWN, Findings, Health, Kind, Picture, Report, Sample, Segment
@@ -16,19 +13,6 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Even if something of the data slipped through, the browser would neither fetch nor run it."""
 
 COLUMNS = ("dataset", "ratio", "share", "records", "share", "usable", "images", "format")
-
-
-def write_page(path: Path, page: str) -> None:
-    """The page at `path`, which is replaced whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def render(report: Report) -> str:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from instruction_dataset.findings import Health, Kind, Source
+from instruction_dataset.dataset_config import Source
+from instruction_dataset.findings import Health, Kind
 from instruction_dataset.formats import name_of, parse_row
 from instruction_dataset.reading import read_rows, source_files
 from instruction_dataset.records import Record, split_images

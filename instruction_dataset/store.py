@@ -22,13 +22,12 @@ from tqdm import tqdm
 
 from instruction_dataset.formats import name_of, parse_row
 from instruction_dataset.reading import read_rows, source_files
-from instruction_dataset.records import Record
+from instruction_dataset.records import Record, write_whole
 
 VERSION = "1"
 """Of what stores hold: another version reads sources anew."""
 BATCH = 4096
 """Records of one Arrow batch."""
-DIGEST_LENGTH = 64
 CACHE_VARIABLE = "INSTRUCT_FLAMINGO_CACHE"
 ABOUT = "about.json"
 SCHEMA = pa.schema({"inputs": pa.list_(pa.string()), "outputs": pa.list_(pa.string())})
@@ -172,14 +171,11 @@ def _file_digest(file: Path, memory: Path) -> str:
     status = file.stat()
     known = f"{file}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
     note = memory / hashlib.sha256(known.encode()).hexdigest()[:32]
-    if note.is_file() and len(text := note.read_text()) == DIGEST_LENGTH:
-        return text
+    if note.is_file():
+        return note.read_text()
     with file.open("rb") as content:
         text = hashlib.file_digest(content, "sha256").hexdigest()
-    memory.mkdir(parents=True, exist_ok=True)
-    partial = note.with_name(f"{note.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(note)
+    write_whole(note, text)
     return text
 
 

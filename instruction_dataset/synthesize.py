@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import islice, pairwise, product
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from instruction_dataset.dataset_config import CONFIG_KEYS
 from instruction_dataset.records import image_tag, split_images, write_json
+from instruction_dataset.words import ASK, STOP, texts
 
 RECORD_BATCH, IMAGE_BATCH, BATCHES_AHEAD = 500, 16, 32
 SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the threads of the caller
 Drawn = tuple[int, bytes]
 """How many records or images a batch made, and its bytes where they are for the parent to write."""
 UNFINISHED = ".unfinished"
-CONFIG, CONFIG_KEYS = "config.json", ("dataset_name", "json_path", "img_dir", "ratio")
+CONFIG = "config.json"
 IMAGE_FOLDERS = ("street", "indoor", "nature", "people")
 FORMATS = {"jsonl": ("", "\n", "\n"), "json": ("[\n", ",\n", "\n]\n")}
 """What a file has before, between and after its records."""
@@ -65,23 +67,6 @@ SHAPES = (
 FEWEST_RECORDS = 1000 // min(shape.share for shape in SHAPES)
 MOST_WORDS, MOST_TURNS = 1000, 24
 MOST_IMAGES = max(len(shape.images) for shape in SHAPES) - 1
-
-COMMON = """the of and a to in is on with it that for as are at this by from be an or his her was one has not they their
-which have there can also its you more all two some while into other may we what these how each such about both over near
-would if your between them most behind he she will no but when where up out so than through like only just under many"""
-STEMS = """image person table street water light wall color tree building window picture man woman group field train red
-white scene background sky grass car large small blue green front side hand wood road black child room door floor dog cat
-bird horse food kitchen chair bench beach mountain river bridge boat plane bus truck sign clock phone paper book bag hat
-shirt shoe ball game player team park garden flower leaf fruit bread coffee glass bottle bowl cup shelf bed lamp mirror
-hold stand walk look show move play ride carry turn reach wait rest talk work help make place point follow start change
-reason question answer detail example number time day night morning summer winter snow rain cloud sun shadow wind storm
-suggest appear describe compare include contain provide create support require consider believe observe bright dark"""
-NUMBERS = "2 3 4 10 5 12 20 8 2019 15 100 1998 50 30 7.5 2023 64 1,000 9:30 café naïve façade"
-SUFFIXES = ("s", "ing", "ed", "er", "ly", "ness", "less")
-ONSETS, VOWELS = "b d g k l m n r s t v br st tr ch", "aeiou"
-ENDINGS = (" ", ", ", ". ", "? ", ".\n\n")
-PLAIN, COMMA, STOP, ASK, PARAGRAPH = range(len(ENDINGS))
-SLOTS = 1 << 16
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -232,8 +217,8 @@ def _batch(seed: int, index: int, start: int, count: int, images: int, format: s
 
 def _records(rng: np.random.Generator, shape: Shape, count: int, images: int) -> Iterator[dict[str, object]]:
     turns = _log_normal(rng, shape.turns or (1, 0), count, MOST_TURNS)
-    prompts = iter(_texts(rng, _log_normal(rng, shape.prompt, turns.sum(), MOST_WORDS), ASK))
-    answers = iter(_texts(rng, _log_normal(rng, shape.answer, turns.sum(), MOST_WORDS), STOP))
+    prompts = iter(texts(rng, _log_normal(rng, shape.prompt, turns.sum(), MOST_WORDS), ASK))
+    answers = iter(texts(rng, _log_normal(rng, shape.answer, turns.sum(), MOST_WORDS), STOP))
     for head, length in zip(_heads(rng, shape, count, images), turns.tolist()):
         if shape.turns is None:
             yield {"input": head + next(prompts), "output": next(answers)}
@@ -242,11 +227,13 @@ def _records(rng: np.random.Generator, shape: Shape, count: int, images: int) ->
 
 
 def _conversation(head: str, exchanges: Iterable[tuple[str, str]]) -> dict[str, object]:
-    texts = [text for exchange in exchanges for text in exchange]
-    pieces, paths = split_images(head + texts[0])
-    texts[0] = "<image>".join(pieces)
-    said = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    return {"image": paths, "conversations": said}
+    first, *others = [text for exchange in exchanges for text in exchange]
+    pieces, paths = split_images(head + first)
+    said = ["<image>".join(pieces), *others]
+    return {
+        "image": paths,
+        "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)],
+    }
 
 
 def _log_normal(rng: np.random.Generator, shape: tuple[float, float], count: int, most: int) -> np.ndarray:
@@ -267,36 +254,6 @@ def _heads(rng: np.random.Generator, shape: Shape, count: int, images: int) -> l
 def _head(numbers: list[int]) -> str:
     tags = [image_tag(_image_path(number)) for number in numbers]
     return "".join(tags) if len(tags) < 2 else "".join(f"Image {i}: {tag}\n" for i, tag in enumerate(tags, start=1))
-
-
-def _texts(rng: np.random.Generator, lengths: np.ndarray, last: int) -> list[str]:
-    """Texts of so many words each, in sentences of about a dozen; `last` is how the last one ends."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1])
-    chance = rng.integers(256, size=total, dtype=np.uint8)
-    ending = np.select([chance < 3, chance < 21, chance < 36], [PARAGRAPH, STOP, COMMA], PLAIN)
-    ending[ends - 1] = last
-    capital = np.roll((ending != PLAIN) & (ending != COMMA), 1)
-    forms, words = _vocabulary()
-    pieces = forms[words[rng.integers(SLOTS, size=total, dtype=np.uint16)], ending, capital.astype(np.int8)].tolist()
-    bounds = [0, *ends.tolist()]
-    return ["".join(pieces[start:end])[:-1] for start, end in pairwise(bounds)]
-
-
-@cache
-def _vocabulary() -> tuple[np.ndarray, np.ndarray]:
-    """Every word in every form, an array of (word, ending, capital), and the word of each of 65,536 even chances.
-
-    The commonest come first, by the law of Zipf and Mandelbrot: English, derived from it, names such as a tail has.
-    """
-    stems, syllables = STEMS.split(), ["".join(pair) for pair in product(ONSETS.split(), VOWELS)]
-    derived = [stem.removesuffix("e") + end if end[0] in "ei" else stem + end for end in SUFFIXES for stem in stems]
-    names = ["".join(parts).capitalize() for parts in product(syllables[::2], syllables[1::4], ("n", "ski"))]
-    words = dict.fromkeys([*COMMON.split(), *stems[:150], *NUMBERS.split(), *stems[150:], *derived, *names])
-    pairs = [(word, word[0].upper() + word[1:]) for word in words]
-    forms = np.array([[[form + end for form in pair] for end in ENDINGS] for pair in pairs], dtype=object)
-    share = np.cumsum(1 / (np.arange(len(words)) + 2.7))
-    return forms, np.searchsorted(share / share[-1], (np.arange(SLOTS) + 0.5) / SLOTS)
 
 
 def _image_path(number: int) -> str:

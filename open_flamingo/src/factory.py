@@ -1,6 +1,6 @@
 """Names and paths to a Flamingo: tower, language model, tokenizer with special tokens, everything frozen but the new."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,13 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
         clip_vision_encoder_path, clip_vision_encoder_pretrained, quick_gelu=quick_gelu, cache_dir=cache_dir
     )
     hub = {"local_files_only": use_local_files, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
-    tokenizer = _load(AutoTokenizer, tokenizer_path or lang_encoder_path, "tokenizer", hub)
+    tokenizer = load_part(AutoTokenizer, tokenizer_path or lang_encoder_path, "tokenizer", hub)
     add_special_tokens(tokenizer)
     is_v1 = media_attention == "next"
     if is_v1:
         for name, token_id in V1_TOKEN_IDS.items():
             setattr(tokenizer, name, token_id)
-    lang_encoder = _load(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
+    lang_encoder = load_part(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
     use_sdpa(lang_encoder)
     # released checkpoints hold len(tokenizer) rows, also where the LM came with more (MPT-7B: 50432 to 50280)
     lang_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -99,12 +99,12 @@ def freeze(model: Flamingo, *, freeze_lm_embeddings: bool) -> None:
         module.requires_grad_(True)
 
 
-def _load(auto: Any, path: str, what: str, hub: dict[str, Any]) -> Any:
+def load_part(auto: Any, path: str, what: str, hub: Mapping[str, Any] | None = None) -> Any:
     """A pretrained part, or a ValueError that says which path was wrong."""
     if Path(path).is_dir() and not any(Path(path).glob("*.json")):
         raise ValueError(f"{what} {path} is a folder without a configuration (config.json)")
     try:
-        return auto.from_pretrained(path, **hub)
+        return auto.from_pretrained(path, **(hub or {}))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -171,3 +171,10 @@ def test_a_source_that_is_missing_or_empty_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "a.json"):
         with pytest.raises(ValueError, match=r"a\.json is empty"):
             source_files(path)
+
+
+def test_gzip_of_parquet_is_read_like_parquet(tmp_path):
+    rows = [{"input": f"What is {i}?", "output": "A number."} for i in range(600)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    (tmp_path / "data.parquet.gz").write_bytes(gzip.compress((tmp_path / "data.parquet").read_bytes()))
+    assert list(read_rows(tmp_path / "data.parquet.gz")) == rows

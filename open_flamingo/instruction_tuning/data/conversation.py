@@ -104,6 +104,11 @@ class TurnTokenizer:
         finally:
             backend.encode_special_tokens = before
 
+    def encoder(self, texts: Iterable[str]) -> Encode:
+        """An `encode` that knows these texts already: all tokenized at once, equal ones once."""
+        unique = list(dict.fromkeys(texts))
+        return dict(zip(unique, self.encode_all(unique), strict=True)).__getitem__
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all that decides the ids of a record."""

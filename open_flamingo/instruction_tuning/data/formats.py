@@ -1,15 +1,13 @@
 """Instruction data as it lies on disk: data files, or a config that names several, told apart by their content."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
 from instruction_dataset.reading import read_rows, source_files
 from instruction_dataset.records import read_json_array
 from instruction_dataset.store import RecordStore, open_records
-
-CONFIG_KEYS = {"dataset_name", "json_path", "img_dir", "ratio"}
 
 
 @dataclass(frozen=True)
@@ -38,42 +36,12 @@ def load_datasets(path: Path, cache: Path | None = None, *, quiet: bool = True) 
     first = list(islice(read_rows(source_files(path)[0]), 1))
     if not first:
         raise ValueError(f"{path} holds no records")
-    if isinstance(first[0], dict) and "json_path" in first[0]:
-        return [
-            Dataset(entry.name, open_records(entry.path, cache, quiet=quiet), entry.img_dir, entry.ratio)
-            for entry in _entries(path)
-        ]
-    return [Dataset(path.name.partition(".")[0], open_records(path, cache, quiet=quiet))]
+    sources = _entries(path) if is_entry(first[0]) else [unconfigured(path)]
+    return [Dataset(s.name, open_records(s.path, cache, quiet=quiet), s.img_dir, s.ratio) for s in sources]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a dataset config says of one dataset."""
-
-    name: str
-    path: Path
-    img_dir: str
-    ratio: float
-
-
-def parse_entry(row: object, taken: Collection[str]) -> Entry:
-    """An entry of a dataset config; ValueError for what is wrong with it, and for a name that is `taken`."""
-    if not isinstance(row, dict) or row.keys() != CONFIG_KEYS:
-        keys = sorted(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"expected the keys {sorted(CONFIG_KEYS)}, found {keys}")
-    for key in ("dataset_name", "json_path", "img_dir"):
-        if not isinstance(row[key], str):
-            raise ValueError(f"{key} must be a string, not {row[key]!r}")
-    name, ratio = row["dataset_name"], row["ratio"]
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not ratio >= 0:
-        raise ValueError(f"ratio must be a number of at least 0, not {ratio!r}")
-    if name in taken:
-        raise ValueError(f"dataset_name {name!r} is used twice; results are filed by it, so rename one")
-    return Entry(name, Path(row["json_path"]), row["img_dir"], float(ratio))
-
-
-def _entries(config: Path) -> list[Entry]:
-    entries: list[Entry] = []
+def _entries(config: Path) -> list[Source]:
+    entries: list[Source] = []
     for number, row in enumerate(read_json_array(config), start=1):
         try:
             entries.append(parse_entry(row, {entry.name for entry in entries}))

@@ -192,9 +192,11 @@ class Epoch(Dataset[Sample]):
 
     def _where(self, records: list[tuple[int, int]], message: str) -> str:
         """The place of the record whose image a message names."""
-        images = {(d, r): [path for t in self.data.turns(d, r, first=True) for path in t.images] for d, r in records}
-        dataset, record = next(key for key, paths in images.items() if any(path in message for path in paths))
-        return self.data.datasets[dataset].where(record)
+        for dataset, record in records:
+            paths = [path for turn in self.data.turns(dataset, record, first=True) for path in turn.images]
+            if any(message.startswith(f"image {path} ") for path in paths):
+                return self.data.datasets[dataset].where(record)
+        return "an image of " + self.data.datasets[records[0][0]].where(records[0][1])
 
     def _first(self, index: int, rng: random.Random) -> tuple[int, int]:
         """The record at `index`, or one drawn in its place where it cannot be trained on (`--skip_check_overlength`)."""

@@ -139,10 +139,11 @@ def _tokenized(
     batch: list[tuple[int, Record]], records: RecordStore, turns: TurnTokenizer
 ) -> Iterator[tuple[list[Turn], list[Turn]]]:
     """Each record's turns in both forms; all texts of the batch are tokenized at once, equal ones once."""
-    texts: dict[str, list[int]] = {}
+    texts: list[str] = []
 
     def collect(text: str) -> list[int]:
-        return texts.setdefault(text, [])
+        texts.append(text)
+        return []
 
     for index, record in batch:
         try:
@@ -150,12 +151,9 @@ def _tokenized(
                 turns.turns(record, first=first, encode=collect)
         except ValueError as error:
             raise ValueError(f"{records.where(index)}: {error}") from error
-    texts = dict(zip(texts, turns.encode_all(list(texts)), strict=True))
+    encode = turns.encoder(texts)
     for _, record in batch:
-        yield (
-            turns.turns(record, first=True, encode=texts.__getitem__),
-            turns.turns(record, first=False, encode=texts.__getitem__),
-        )
+        yield turns.turns(record, first=True, encode=encode), turns.turns(record, first=False, encode=encode)
 
 
 def _sizes(first: list[Turn], further: list[Turn]) -> tuple[int, int, int, int]:
