@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 DEV = ["hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "ruff~=0.17"]
+WANDB = ["wandb>=0.21"]  # --report_to_wandb
 QUICKSTART = ["gguf>=0.19", "matplotlib>=3.9", "scikit-learn>=1.5"]
 
 setup(
@@ -32,5 +33,5 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.23,<5.24",
     ],
-    extras_require={"quickstart": QUICKSTART, "dev": DEV, "all": QUICKSTART + DEV},
+    extras_require={"quickstart": QUICKSTART, "wandb": WANDB, "dev": DEV, "all": QUICKSTART + WANDB + DEV},
 )

@@ -19,7 +19,7 @@ step "2/5  1,797 handwritten digits as questions about one image or two"
 python -m instruction_dataset.convert digits --output $digits
 
 step "3/5  Fine-tune: LoRA, resampler and gated cross-attention"
-rm -rf $run/tensorboard $run/train.log  # of an earlier quickstart
+rm -rf $run/tensorboard $run/train.log $run/checkpoint_*.pt  # of an earlier quickstart
 torchrun --nproc_per_node 1 open_flamingo/instruction_tuning/train.py \
     --instruction_data $digits/train.json \
     --instruction_prompt_templete guanaco-no-prompt \

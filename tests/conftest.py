@@ -1,4 +1,4 @@
-"""Tiny random parts on disk, made offline once per session, and a factory of tiny models."""
+"""Tiny random parts and a toy task on disk, made offline once per session, and a factory of tiny models."""
 
 import json
 import os
@@ -8,9 +8,12 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import byte_level_tokenizer
+from toy import RECORDS, TUNING_CONFIGS, as_flags, write_mixture, write_pictures
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from instruction_dataset.store import CACHE_VARIABLE
@@ -83,3 +86,49 @@ def build_tiny(tiny_lm: Path, tiny_vision: Path) -> Callable[..., tuple[Flamingo
         return model.eval(), image_processor, tokenizer
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tower(tiny_vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a vision tower with random weights that stay the same from build to build."""
+    folder = tmp_path_factory.mktemp("tower")
+    open_clip.add_model_config(tiny_vision)
+    torch.manual_seed(0)
+    clip = open_clip.create_model(tiny_vision.stem)
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(tiny_vision.read_text())}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one picture of each colour."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data(pictures: Path) -> Path:
+    """The dataset config of the toy task."""
+    return write_mixture(pictures, colours=RECORDS)
+
+
+@pytest.fixture(scope="session")
+def toy_flags(tower: Path, tiny_lm: Path, toy_data: Path) -> list[str]:
+    """The flags of a run of two steps an epoch, all but its name."""
+    return as_flags(
+        vision_encoder_path=tower,
+        lm_path=tiny_lm,
+        instruction_data=toy_data,
+        tuning_config=TUNING_CONFIGS / "from_scratch-llama.json",
+        cross_attn_every_n_layers=2,
+        max_length=128,
+        max_img=2,
+        instruction_prompt_template="guanaco-no-prompt",
+        train_num_samples=-1,
+        batch_size=3,
+        learning_rate=1e-3,
+        warmup_steps=1,
+        workers=0,
+    )

@@ -28,10 +28,13 @@ RELEASED_INTERVAL = 4
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
 
 
-def build_model(config: ModelConfig, precision: Precision) -> tuple[Flamingo, Callable, PreTrainedTokenizerBase]:
+def build_model(
+    config: ModelConfig, precision: Precision, *, load_weights: bool = True
+) -> tuple[Flamingo, Callable, PreTrainedTokenizerBase]:
     """The model of a configuration, before tuning, with its image transform and tokenizer.
 
     The language model is read in the type its frozen weights have in `precision`, so that it never takes more memory.
+    `load_weights` as in `create_model_and_transforms`.
     """
     return create_model_and_transforms(
         config.vision_encoder_path,
@@ -45,6 +48,7 @@ def build_model(config: ModelConfig, precision: Precision) -> tuple[Flamingo, Ca
         media_attention=config.media_attention,
         quick_gelu=config.quick_gelu,
         lm_dtype=frozen_dtype(precision),
+        load_weights=load_weights,
         resampler_depth=config.resampler_depth,
         resampler_latents=config.resampler_latents,
     )
@@ -106,7 +110,8 @@ def load_trained(config: TrainedConfig) -> Trained:
     recipe = _recipe(payloads, config)
     model, image_processor, tokenizer = build_model(recipe.model, config.precision)
     if recipe.tuning is not None:
-        prepare_model_for_tuning(model, recipe.tuning)
+        # rates mean what trains, such as the embeddings of new tokens, and nothing trains here
+        prepare_model_for_tuning(model, replace(recipe.tuning, learning_rates={}))
     model.requires_grad_(False)
     if payloads:
         load_payloads(model, payloads)

@@ -17,33 +17,65 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from open_flamingo.instruction_tuning.parallel import whole
 from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.weights import LoadReport, family_of, load_states, saved_name
+from open_flamingo.src.weights import ROWS, LoadReport, family_of, load_states, saved_name
+
+PARTIAL = ".partial"
+"""The end of the name of a checkpoint that is being written."""
 
 
 def state_to_save(model: Flamingo, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
-    """The trained weights and the embeddings of `model`, each tensor once, and all of the modules `also`."""
+    """The trained weights and the embeddings of `model`, each tensor once and whole, and all of the modules `also`.
+
+    All ranks call this together.
+    """
     embeddings = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
     kept = {id(parameter) for module in (*embeddings, *also) for parameter in module.parameters()}
-    return {
-        saved_name(name, family_of(model)): parameter.detach()
+    state = {
+        saved_name(name, family_of(model)): _with_rows(model, parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or id(parameter) in kept
+        if (parameter.requires_grad or id(parameter) in kept) and not name.startswith(ROWS)
     }
+    return state
 
 
-def save_checkpoint(path: Path, model: Flamingo, *, also: Iterable[nn.Module] = (), **rest: Any) -> None:
-    """Write `model_state_dict` (see `state_to_save`) and `rest` to `path`, whole or not at all."""
+def _with_rows(model: Flamingo, parameter: Tensor) -> Tensor:
+    """A parameter, whole; in fp32 with the rows that train in their place where it is the embeddings."""
+    value, rows = whole(parameter.detach()), model.trained_rows
+    if rows is None or parameter is not model.lang_encoder.get_input_embeddings().weight:  # type: ignore[operator]
+        return value
+    return value.float().index_copy(0, rows.ids, whole(rows.weight.detach()))
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], **rest: Any) -> None:
+    """Write `state` as `model_state_dict`, and `rest`, to `path`, whole or not at all; ValueError where it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            torch.save({"model_state_dict": state_to_save(model, also), **rest}, file)
+            torch.save({"model_state_dict": dict(state), **rest}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # what PyTorch says of a file that was cut short hides what the system said of it
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise ValueError(
+            f"checkpoint {path} could not be written ({reason}): what was saved before is as it was"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut, where the system lets a folder be opened."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -97,9 +129,9 @@ def load_checkpoints(model: Flamingo, paths: str, *, strict: bool = True) -> Loa
 def load_payloads(model: Flamingo, payloads: Mapping[str, dict[str, Any]], *, strict: bool = True) -> LoadReport:
     """As `load_checkpoints`, for files read before."""
     states = {file: payload["model_state_dict"] for file, payload in payloads.items()}
-    tunings = [payload["config"]["tuning"] for payload in payloads.values() if "config" in payload]
-    alphas = [tuning["lora_alpha"] for tuning in tunings if tuning and tuning["lora"] and not tuning["from_pretrained"]]
-    return load_states(model, states, strict=strict, lora_alpha=alphas[-1] if alphas else None)
+    tunings = {file: payload["config"]["tuning"] for file, payload in payloads.items() if "config" in payload}
+    alphas = {file: t["lora_alpha"] for file, t in tunings.items() if t and t["lora"] and not t["from_pretrained"]}
+    return load_states(model, states, strict=strict, lora_alphas=alphas)
 
 
 def read_checkpoints(paths: str) -> dict[str, dict[str, Any]]:

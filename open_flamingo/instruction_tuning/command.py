@@ -4,13 +4,26 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, Literal, Union, get_args, get_origin
 
+from open_flamingo.instruction_tuning.distributed import launch_of
+
 logger = logging.getLogger(__name__)
+
+LOST_RANK = "stopped, since another rank has ended: that one says why"
+FAULTS = {
+    "Connection closed by peer": LOST_RANK,
+    "Connection reset by peer": LOST_RANK,
+    "Broken pipe": LOST_RANK,
+    "DataLoader worker": "error: a process that loads data has died, often for lack of memory: lower --workers, then go"
+    " on with --continue_training",
+}
+"""What PyTorch's errors of other processes contain, and what is said in their place."""
 
 
 def flag(help: str, default: Any = MISSING, *, aliases: Sequence[str] = ()) -> Any:
@@ -35,16 +48,31 @@ def parse(description: str, configs: Sequence[type], argv: Sequence[str] | None)
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit: 0 well, 1 with one sentence on a user's error, 130 on Ctrl-C."""
     warnings.simplefilter("ignore", FutureWarning)  # what libraries plan is not for the user to act on
+    logging.raiseExceptions = False  # a full disk is told of once, by what cannot do without it
+    threading.excepthook = _log_failure  # and raised again by the call that waits for the thread
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logger.debug("the command failed", exc_info=True)
-        rank = os.environ.get("RANK", "0")
-        sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {_sentence(error)}\n")
-        sys.exit(1)
+        _end(f"error: {_sentence(error)}")
+    except RuntimeError as error:
+        if (sentence := next((said for part, said in FAULTS.items() if part in str(error)), None)) is None:
+            raise
+        logger.debug("the command failed", exc_info=True)
+        _end(sentence)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def _log_failure(failure: threading.ExceptHookArgs) -> None:
+    logger.debug("a thread failed: %r", failure.exc_value)
+
+
+def _end(sentence: str) -> None:
+    rank = launch_of(os.environ).rank
+    sys.stderr.write(f"[rank {rank}] {sentence}\n" if rank else f"{sentence}\n")
+    sys.exit(1)
 
 
 def _sentence(error: Exception) -> str:

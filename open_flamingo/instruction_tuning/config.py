@@ -12,6 +12,8 @@ from open_flamingo.src.media import MediaAttention
 Template = Literal["guanaco", "guanaco-no-prompt"]
 Precision = Literal["fp32", "bf16", "amp_bf16", "amp_bfloat16", "fp16"]
 Schedule = Literal["constant", "linear", "cosine"]
+Sharding = Literal["full", "hybrid"]
+OnBadImage = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,10 @@ class DataConfig:
     dataset_sampling_mode: SamplingMode = flag(
         "share of each dataset: its ratio in the config, or the square root of its size", "ratio"
     )
+    on_bad_image: OnBadImage = flag(
+        "an image that is missing or cannot be read ends the run, or its sample is replaced by another and counted",
+        "error",
+    )
     skip_check_overlength: bool = flag("do not look for overlong records and missing images before training", False)
     data_cache: Path | None = flag("folder of prepared data; not given: ~/.cache/instruct_flamingo", None)
     workers: int = flag("processes that load data, per rank", 1)
@@ -108,6 +114,10 @@ class OptimConfig:
         "fp32; amp_bf16: fp32 weights, bf16 arithmetic; bf16, fp16: frozen weights in half precision as well", "fp32"
     )
     gradient_checkpointing: bool = flag("recompute activations in the backward pass, to save memory", False)
+    compile: bool = flag("compile the decoder layers by torch.compile: minutes at the start, faster steps", False)
+    fsdp: bool = flag("shard weights, gradients and optimizer state over the ranks (FSDP2)", False)
+    fsdp_sharding_strategy: Sharding = flag("over all ranks, or inside each node with a replica per node", "full")
+    fsdp_use_orig_params: bool = flag("always so since FSDP2: taken, and without effect", False)
 
     def __post_init__(self) -> None:
         _at_least(1, num_epochs=self.num_epochs, batch_size=self.batch_size)
@@ -116,17 +126,39 @@ class OptimConfig:
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive, not {self.learning_rate}")
 
+    @property
+    def sharding(self) -> Sharding | None:
+        """How FSDP shards, if it does."""
+        return self.fsdp_sharding_strategy if self.fsdp else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run."""
 
     run_name: Path = flag("folder of the run: log, TensorBoard, checkpoints", Path("runs/flamingo"))
+    dry_run: bool = flag("build nothing: print parameters, memory, records and steps of this command, and end", False)
     seed: int = flag("every random choice follows from it", 42)
     resume_from_checkpoint: str | None = flag("checkpoints to load, separated by commas, one over the other", None)
-    continue_training: bool = flag("take optimizer, schedule and epoch from the last of these checkpoints", False)
-    delete_previous_checkpoint: bool = flag("keep the newest checkpoint only", False)
+    continue_training: bool = flag(
+        "take optimizer, schedule and place in the data from the last of these checkpoints, or, where none is given, from"
+        " the newest whole one of the run; a command that torchrun or Slurm restarts does so by itself",
+        False,
+    )
+    save_steps: int = flag("save every N optimizer steps, besides each epoch; 0: epochs only", 0)
+    keep_last: int = flag("keep the last N checkpoints of --save_steps", 2)
+    delete_previous_checkpoint: bool = flag("keep the checkpoint of the newest epoch only", False)
     logging_steps: int = flag("show a sample with the model's answer every N optimizer steps", 100)
+    val_data: Path | None = flag(
+        "held-out data, as --instruction_data: its loss is logged, the best checkpoint kept", None
+    )
+    val_steps: int = flag("validate every N optimizer steps, besides each epoch; 0: epochs only", 0)
+    val_num_samples: int = flag("validate on N records, the same ones each time; -1: on all", 1000)
+    val_answers: int = flag("held-out records that the model answers at each validation", 4)
+    report_to_wandb: bool = flag("log to Weights & Biases too", False)
+    wandb_project: str | None = flag("project there", None)
+    wandb_entity: str | None = flag("user or team there", None)
+    save_checkpoints_to_wandb: bool = flag("upload checkpoints there", False)
     dist_url: str = flag("where ranks meet", "env://", aliases=["--dist-url"])
     dist_backend: str | None = flag("not given: nccl on CUDA, else gloo", None, aliases=["--dist-backend"])
     no_set_device_rank: bool = flag(
@@ -134,9 +166,13 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        _at_least(1, logging_steps=self.logging_steps)
-        if self.continue_training and not self.resume_from_checkpoint:
-            raise ValueError("--continue_training needs the checkpoint to continue from: --resume_from_checkpoint FILE")
+        _at_least(1, logging_steps=self.logging_steps, keep_last=self.keep_last)
+        _at_least(0, save_steps=self.save_steps, val_steps=self.val_steps, val_answers=self.val_answers)
+        _at_least(-1, val_num_samples=self.val_num_samples)
+        if self.save_checkpoints_to_wandb and not self.report_to_wandb:
+            raise ValueError("--save_checkpoints_to_wandb needs --report_to_wandb")
+        if self.val_steps and not self.val_data:
+            raise ValueError("--val_steps needs the held-out data: --val_data FILE")
 
 
 def _at_least(minimum: int, **values: float) -> None:

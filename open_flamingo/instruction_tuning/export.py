@@ -19,7 +19,7 @@ from open_flamingo.instruction_tuning.command import flag, parse, run
 from open_flamingo.instruction_tuning.config import TrainedConfig
 from open_flamingo.instruction_tuning.tracking import log_to_terminal
 from open_flamingo.src.flamingo_lm import eject
-from open_flamingo.src.lora import without_lora
+from open_flamingo.src.lora import merge_lora
 from open_flamingo.src.vision import NO_WEIGHTS, save_vision_config, uses_quick_gelu
 from open_flamingo.src.weights import own_state
 
@@ -68,8 +68,8 @@ def export(trained: Trained, folder: Path) -> None:
 def _write(trained: Trained, folder: Path) -> None:
     model, config = trained.model, trained.config
     save_vision_config(folder / VISION_ENCODER, config.vision_encoder_path, model.vision_encoder)
-    lang_encoder = without_lora(model.lang_encoder)
-    model.lang_encoder = lang_encoder
+    merge_lora(model)
+    lang_encoder = model.lang_encoder
     state = {name: tensor.contiguous() for name, tensor in own_state(model).items()}
     safetensors.torch.save_file(state, folder / EXPORT_WEIGHTS, metadata={"format": "pt"})
     eject(lang_encoder)

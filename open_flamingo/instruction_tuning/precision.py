@@ -24,8 +24,8 @@ def cast_frozen(model: nn.Module, precision: Precision) -> None:
     """Cast the frozen weights to the precision's storage type and the trained ones to fp32, in place."""
     frozen = frozen_dtype(precision)
     for module in model.modules():
-        # batch statistics lose too much in half precision, and are small
-        dtype = torch.float32 if isinstance(module, nn.modules.batchnorm._BatchNorm) else frozen
+        # norms are small; batch statistics lose too much in half precision, and a CPU's LayerNorm takes no fp32 input then
+        dtype = torch.float32 if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm) else frozen
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
 

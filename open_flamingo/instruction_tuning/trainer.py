@@ -1,30 +1,24 @@
 """One optimizer step, and what it works on: the loss is over all supervised tokens of a window and of all ranks."""
 
-import logging
 import math
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from open_flamingo.instruction_tuning.checkpoint import read_checkpoint, save_checkpoint, split_paths
-from open_flamingo.instruction_tuning.config import OptimConfig, Precision, RunConfig
-from open_flamingo.instruction_tuning.data.loader import Batch
+from open_flamingo.instruction_tuning.config import OptimConfig, Precision
+from open_flamingo.instruction_tuning.data.batches import Batch
+from open_flamingo.instruction_tuning.data.loader import Piece
 from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.optim import make_optimizer, make_scheduler
+from open_flamingo.instruction_tuning.parallel import distribute, unsynced, whole
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen, training_attention
 from open_flamingo.src.flamingo import Flamingo
-
-logger = logging.getLogger("open_flamingo.train")
+from open_flamingo.src.loss import SupervisedLoss
 
 MAX_GRAD_NORM = 1.0
 
@@ -35,51 +29,57 @@ class Trainer:
 
     model: Flamingo
     wrapped: nn.Module
-    """The model, or DDP around it."""
+    """What is called: the model, or DDP around it."""
     optimizer: Optimizer
     scheduler: LRScheduler
     scaler: GradScaler
     precision: Precision
     accumulation: int
     ranks: Ranks
+    seed: int = 0
     step: int = 0
-    """Optimizer steps done."""
+    """Windows taken: the optimizer stepped on all of them but the skipped ones."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float = math.inf
+    """The lowest in validation."""
 
 
 def make_trainer(
-    model: Flamingo, optim: OptimConfig, learning_rates: dict[str, float], total_steps: int, ranks: Ranks
+    model: Flamingo,
+    optim: OptimConfig,
+    learning_rates: dict[str, float],
+    total_steps: int,
+    ranks: Ranks,
+    seed: int = 0,
 ) -> Trainer:
     """Put the model on its device, in its precision, among its ranks, with optimizer and schedule."""
     cast_frozen(model, optim.precision)
     if optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    model.to(ranks.device).train()
+    model.train()
+    if optim.compile:
+        model.compile_layers()
+    wrapped = distribute(model, ranks, optim.sharding)
     optimizer = make_optimizer(
         model.named_parameters(),
         learning_rate=optim.learning_rate,
         weight_decay=optim.weight_decay,
         learning_rates=learning_rates,
     )
-    scheduler = make_scheduler(optimizer, optim.lr_scheduler, warmup_steps=optim.warmup_steps, total_steps=total_steps)
-    scaler = GradScaler(ranks.device.type, enabled=optim.precision == "fp16")
     return Trainer(
-        model,
-        distribute(model, ranks),
-        optimizer,
-        scheduler,
-        scaler,
-        optim.precision,
-        optim.gradient_accumulation_steps,
-        ranks,
+        model=model,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        scheduler=make_scheduler(
+            optimizer, optim.lr_scheduler, warmup_steps=optim.warmup_steps, total_steps=total_steps
+        ),
+        scaler=GradScaler(ranks.device.type, enabled=optim.precision == "fp16"),
+        precision=optim.precision,
+        accumulation=optim.gradient_accumulation_steps,
+        ranks=ranks,
+        seed=seed,
     )
-
-
-def distribute(model: Flamingo, ranks: Ranks) -> nn.Module:
-    """DDP around the model where there are several ranks."""
-    if ranks.world_size == 1:
-        return model
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 @dataclass
@@ -92,86 +92,110 @@ class Step:
     """Share of these tokens that were the likeliest ones."""
     grad_norm: float
     """Before clipping."""
-    predictions: Tensor
+    lr: float
+    """Of this step, in the first parameter group."""
+    tally: "Tally"
+    """Of all ranks."""
+    predictions: Tensor | None = None
     """The likeliest tokens at the supervised positions of this rank's last micro-batch."""
+    problem: str = ""
+    """Why the weights were left as they were, if they were."""
+    suspects: list[Piece] = field(default_factory=list)
+    """The records of this rank's micro-batches whose loss is not finite."""
 
 
-def train_step(trainer: Trainer, window: list[Batch]) -> Step:
-    """One optimizer step on the sum of the losses of all supervised tokens of the window, over their number."""
+@dataclass
+class Tally:
+    """Summed loss, right predictions and number of supervised tokens, by dataset: (D, 3)."""
+
+    sums: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean per token; NaN without any."""
+        total, _, count = self.sums.sum(dim=0).tolist()
+        return total / count if count else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions; NaN without any."""
+        _, right, count = self.sums.sum(dim=0).tolist()
+        return right / count if count else math.nan
+
+    def by_dataset(self) -> dict[int, float]:
+        """The mean loss of each dataset that has a token."""
+        return {i: total / count for i, (total, _, count) in enumerate(self.sums.tolist()) if count}
+
+
+def train_step(trainer: Trainer, window: list[Batch], datasets: int = 1) -> Step:
+    """One optimizer step on the sum of the losses of all supervised tokens of the window, over their number.
+
+    Where there is none, or the loss or its gradient is not finite, no rank steps. `datasets` is their number.
+    """
     ranks = trainer.ranks
-    supervised = [batch.supervised[:, 1:].sum() for batch in window]
-    targets = ranks.sum(torch.stack(supervised).sum()).clamp(min=1)
-    totals = torch.zeros(2, device=ranks.device)
+    # dropout depends on the step alone, so that a run that was stopped goes on as if it had not been
+    torch.manual_seed((trainer.seed * 2**20 + trainer.step) * ranks.world_size + ranks.rank)
+    tally = torch.zeros(datasets, 3, device=ranks.device)
+    targets = ranks.sum(torch.stack([batch.supervised[:, 1:].sum() for batch in window]).sum())
+    trainer.step += 1
+    lr = float(trainer.scheduler.get_last_lr()[0])
+    if not targets.item():
+        trainer.skipped += 1
+        return Step(math.nan, math.nan, 0.0, lr, Tally(tally), problem="no supervised token")
+    suspects: list[Piece] = []
     for i, batch in enumerate(window):
-        is_last = i == len(window) - 1
-        with nullcontext() if is_last or ranks.world_size == 1 else trainer.wrapped.no_sync():  # type: ignore[operator]
-            loss, predictions, correct = summed_loss(trainer, batch)
-            # DDP takes the mean over ranks, and the loss is a sum
-            trainer.scaler.scale(loss * ranks.world_size / targets).backward()
-        totals += torch.stack([loss.detach(), correct])
-    mean_loss, accuracy = (ranks.sum(totals) / targets).tolist()
-    if not math.isfinite(mean_loss):
-        raise ValueError(f"the loss is {mean_loss} after {trainer.step} steps: lower --learning_rate, or train in fp32")
+        # the backward pass too: gradient checkpointing computes the attention there once more
+        kernel = training_attention(ranks.device, trainer.precision, batch.input_ids.shape[1])
+        with kernel, nullcontext() if i == len(window) - 1 else unsynced(trainer.wrapped):
+            out = forward(trainer, batch)
+            # DDP and FSDP take the mean over ranks, and the loss is a sum
+            trainer.scaler.scale(out.total * ranks.world_size / targets).backward()
+        add(tally, out, batch)
+        if not math.isfinite(out.total.item()):
+            suspects += batch.pieces
+    result = Tally(ranks.sum(tally))
+    step = Step(result.loss, result.accuracy, clip(trainer), lr, result, out.predictions, suspects=suspects)
+    step.problem = problem_of(step)
+    _finish(trainer, step)
+    return step
+
+
+def forward(trainer: Trainer, batch: Batch) -> SupervisedLoss:
+    """The summed loss of a micro-batch's supervised tokens, in the run's precision."""
+    with autocast(trainer.ranks.device, trainer.precision):
+        return trainer.wrapped(batch.images, batch.input_ids, batch.attention_mask, supervised=batch.supervised)
+
+
+def add(sums: Tensor, out: SupervisedLoss, batch: Batch) -> None:
+    """Add a micro-batch to the sums of a tally."""
+    supervised = batch.supervised[:, 1:]
+    right = out.predictions == batch.input_ids[:, 1:][supervised]
+    of_tokens = torch.stack([out.losses, right.float(), torch.ones_like(out.losses)], dim=1)
+    sums.index_add_(0, batch.datasets[:, 1:][supervised], of_tokens)
+
+
+def clip(trainer: Trainer) -> float:
+    """Clip the gradients together; their norm before."""
     trainer.scaler.unscale_(trainer.optimizer)
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-    trainer.scaler.step(trainer.optimizer)
+    return whole(nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)).item()
+
+
+def problem_of(step: Step) -> str:
+    """Why a step must not be taken, if it must not."""
+    if not math.isfinite(step.loss):
+        return f"the loss is {step.loss}"
+    return "" if math.isfinite(step.grad_norm) else f"the gradient's norm is {step.grad_norm}"
+
+
+def _finish(trainer: Trainer, step: Step) -> None:
+    if not step.problem:
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scheduler.step()
+        trainer.skipped_in_a_row = 0
+    else:
+        trainer.skipped += 1
+        # a loss scale that is too high is lowered until it is not: that is how fp16 begins
+        trainer.skipped_in_a_row += not (math.isfinite(step.loss) and trainer.scaler.get_scale() > 1)
     trainer.scaler.update()
-    trainer.scheduler.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.step += 1
-    return Step(mean_loss, accuracy, grad_norm.item(), predictions)
-
-
-def summed_loss(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed cross-entropy of the supervised tokens, the likeliest tokens in their place (m,), how many agree."""
-    targets = batch.input_ids[:, 1:][batch.supervised[:, 1:]]
-    device, precision = trainer.ranks.device, trainer.precision
-    with autocast(device, precision), training_attention(device, precision, batch.input_ids.shape[1]):
-        logits = trainer.wrapped(
-            batch.images, batch.input_ids, batch.attention_mask, logits_at=F.pad(batch.supervised[:, 1:], (0, 1))
-        ).logits
-    predictions = logits.argmax(dim=-1)
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), predictions, (predictions == targets).sum()
-
-
-def save_epoch(trainer: Trainer, run_config: RunConfig, epoch: int, also: Sequence[nn.Module], **about: Any) -> None:
-    """Write `checkpoint_{epoch}.pt` on the main rank: what trains, the modules `also`, and what `about` says."""
-    if trainer.ranks.is_main:
-        path = checkpoint_path(run_config.run_name, epoch)
-        save_checkpoint(
-            path,
-            trainer.model,
-            also=also,
-            epoch=epoch,
-            step=trainer.step,
-            optimizer_state_dict=trainer.optimizer.state_dict(),
-            lr_scheduler_state_dict=trainer.scheduler.state_dict(),
-            scaler_state_dict=trainer.scaler.state_dict(),
-            **about,
-        )
-        logger.info("saved %s", path)
-        if run_config.delete_previous_checkpoint:
-            checkpoint_path(run_config.run_name, epoch - 1).unlink(missing_ok=True)
-    trainer.ranks.barrier()
-
-
-def checkpoint_path(run_folder: Path, epoch: int) -> Path:
-    """Where an epoch's checkpoint lies."""
-    return run_folder / f"checkpoint_{epoch}.pt"
-
-
-def restore(trainer: Trainer, paths: str) -> int:
-    """Take optimizer, schedule and step from the last of `paths`; the epoch to go on with."""
-    path = split_paths(paths)[-1]
-    payload = read_checkpoint(path)
-    needed = ("epoch", "step", "optimizer_state_dict", "lr_scheduler_state_dict", "scaler_state_dict")
-    if missing := [name for name in needed if name not in payload]:
-        raise ValueError(
-            f"checkpoint {path} lacks {missing[0]!r}: --continue_training needs one written by this command"
-        )
-    trainer.optimizer.load_state_dict(payload["optimizer_state_dict"])
-    trainer.scheduler.load_state_dict(payload["lr_scheduler_state_dict"])
-    trainer.scaler.load_state_dict(payload["scaler_state_dict"])
-    trainer.step = payload["step"]
-    return payload["epoch"] + 1

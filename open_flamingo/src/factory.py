@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from open_flamingo.src import mosaic_gpt  # noqa: F401 - registers MPT-1B
 from open_flamingo.src.flamingo import Flamingo
@@ -39,6 +39,7 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     quick_gelu: bool | None = None,
     lm_dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
+    load_weights: bool = True,
     **flamingo_kwargs: Any,
 ) -> tuple[Flamingo, Callable, PreTrainedTokenizerBase]:
     """A model, its image transform and its tokenizer.
@@ -47,11 +48,16 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     `tokenizer_path` defaults to `lang_encoder_path`; the language model's weights are held in `lm_dtype`. `quick_gelu`
     and the two encoder arguments as in `create_vision_encoder`; `flamingo_kwargs` as in `Flamingo`. `media_attention`
     "next" is the v1 family (OpenFlamingo-9B v1, Clever Flamingo v1): its mask, LLaMA's token ids, an answer ends at the
-    end of the sequence. `lora_weights` is a PEFT folder to put around the language model. Raises ValueError for what
+    end of the sequence. `lora_weights` is a PEFT folder to put around the language model. Without `load_weights` tower
+    and language model are random, from their configurations alone, also on the meta device. Raises ValueError for what
     cannot be found.
     """
     visual, image_processor = create_vision_encoder(
-        clip_vision_encoder_path, clip_vision_encoder_pretrained, quick_gelu=quick_gelu, cache_dir=cache_dir
+        clip_vision_encoder_path,
+        clip_vision_encoder_pretrained,
+        quick_gelu=quick_gelu,
+        cache_dir=cache_dir,
+        load_weights=load_weights,
     )
     hub = {"local_files_only": use_local_files, "cache_dir": cache_dir, "trust_remote_code": trust_remote_code}
     tokenizer = load_part(AutoTokenizer, tokenizer_path or lang_encoder_path, "tokenizer", hub)
@@ -60,7 +66,11 @@ def create_model_and_transforms(  # noqa: PLR0913 - the public call of OpenFlami
     if is_v1:
         for name, token_id in V1_TOKEN_IDS.items():
             setattr(tokenizer, name, token_id)
-    lang_encoder = load_part(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
+    if load_weights:
+        lang_encoder = load_part(AutoModelForCausalLM, lang_encoder_path, "language model", hub | {"dtype": lm_dtype})
+    else:
+        lm_config = load_part(AutoConfig, lang_encoder_path, "language model", hub)
+        lang_encoder = AutoModelForCausalLM.from_config(lm_config, dtype=lm_dtype, trust_remote_code=trust_remote_code)
     use_sdpa(lang_encoder)
     # released checkpoints hold len(tokenizer) rows, also where the LM came with more (MPT-7B: 50432 to 50280)
     lang_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)

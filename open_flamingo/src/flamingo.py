@@ -5,12 +5,15 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from open_flamingo.src.flamingo_lm import FlamingoLayer, inject
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
+from open_flamingo.src.loss import SupervisedLoss, loss_of_logits, supervised_loss
 from open_flamingo.src.media import Media, MediaAttention, conditioned
+from open_flamingo.src.trained_rows import TrainedRows
 from open_flamingo.src.vision import visual_tokens
 
 
@@ -44,7 +47,9 @@ class Flamingo(nn.Module):
         self.perceiver = PerceiverResampler(dim=vis_dim, depth=resampler_depth, num_latents=resampler_latents)
         inject(lang_encoder, vis_dim=vis_dim, every=cross_attn_every_n_layers, attr_name=decoder_layers_attr_name)
         self.lang_encoder = lang_encoder
+        self.trained_rows: TrainedRows | None = None
         self._cached_media: Media | None = None
+        self._ends_in_its_head: bool | None = None
 
     @property
     def gated_cross_attn_layers(self) -> list[GatedCrossAttentionBlock]:
@@ -61,22 +66,23 @@ class Flamingo(nn.Module):
         clear_conditioned_layers: bool = True,
         past_key_values: Any = None,
         use_cache: bool = False,
-        logits_at: Tensor | None = None,
+        supervised: Tensor | None = None,
     ) -> Any:
         """The language model's output for `lang_x` (b, t) and its images.
 
         `vision_x` holds the images of each sample, (b, T, F, C, H, W) with unused slots at the end, or only the real
         ones, (N, F, C, H, W), in reading order; None for text alone or after `cache_media`. Sample i has as many images
-        as `lang_x[i]` has `<image>` tokens: a slot beyond them is never encoded. With `logits_at` (b, t) the logits are
-        (m, vocabulary), those of its m true positions. `clear_conditioned_layers=False` keeps the images for the
-        calls that follow, as `cache_media` does. Raises ValueError where images and `<image>` tokens do not agree.
+        as `lang_x[i]` has `<image>` tokens: a slot beyond them is never encoded. With `supervised` (b, t), true at
+        tokens to be predicted, the output is their `SupervisedLoss`, without logits. `clear_conditioned_layers=False`
+        keeps the images for the calls that follow, as `cache_media` does. Raises ValueError where images and `<image>`
+        tokens do not agree.
         """
-        if labels is not None and logits_at is not None:
-            raise ValueError("labels need all logits: give labels or logits_at, not both")
         media = self._media(vision_x, lang_x)
+        if supervised is not None:
+            return self._supervised(media, lang_x, attention_mask, supervised)
         if not clear_conditioned_layers:
             self._keep(media)
-        with conditioned(media, logits_at):
+        with conditioned(media):
             return self.lang_encoder(
                 input_ids=lang_x,
                 attention_mask=attention_mask,
@@ -84,6 +90,23 @@ class Flamingo(nn.Module):
                 past_key_values=past_key_values,
                 use_cache=use_cache,
             )
+
+    def _supervised(
+        self, media: Media | None, lang_x: Tensor, attention_mask: Tensor | None, supervised: Tensor
+    ) -> SupervisedLoss:
+        targets = lang_x[:, 1:][supervised[:, 1:]]
+        predicting = F.pad(supervised[:, 1:], (0, 1))  # a token is predicted at the position before it
+        if self._ends_in_its_head is None:
+            self._ends_in_its_head = ends_in_its_head(self.lang_encoder)
+        with conditioned(media, predicting, skips_head=self._ends_in_its_head) as call:
+            logits = self.lang_encoder(input_ids=lang_x, attention_mask=attention_mask, use_cache=False).logits
+        if call.hidden is None:
+            return loss_of_logits(logits, targets)
+        head: Any = self.lang_encoder.get_output_embeddings()  # type: ignore[operator]
+        rows = self.trained_rows
+        if rows is None or not rows.in_head:
+            return supervised_loss(call.hidden, head.weight, head.bias, targets)
+        return supervised_loss(call.hidden, head.weight, head.bias, targets, rows.weight, rows.ids)
 
     @torch.no_grad()
     def generate(
@@ -126,6 +149,12 @@ class Flamingo(nn.Module):
         """Recompute the activations of each layer, and of each block, in the backward pass."""
         self.lang_encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
+    def compile_layers(self) -> None:
+        """Compile each decoder layer, for texts of any length, at its first call."""
+        for layer in self.lang_encoder.modules():
+            if isinstance(layer, FlamingoLayer):
+                layer.decoder_layer.compile(dynamic=True)
+
     def _keep(self, media: Media | None) -> None:
         if media is not None:
             media.is_cached = True
@@ -159,6 +188,22 @@ class Flamingo(nn.Module):
         else:
             tokens = latents.new_empty(0, 1, 1, 1, latents.shape[-1])
         return self.perceiver(tokens.to(latents.dtype)).squeeze(1)
+
+
+@torch.no_grad()
+def ends_in_its_head(lang_encoder: nn.Module) -> bool:
+    """Whether the logits are what a plain linear head gives: some models scale or cap them (Gemma 2, Cohere, Granite)."""
+    head = lang_encoder.get_output_embeddings()  # type: ignore[operator]
+    given: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _head, _args, logits: given.append(logits))
+    was_training = lang_encoder.training
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
+        logits = lang_encoder.eval()(input_ids=ids, use_cache=False).logits  # dropout would move the random numbers on
+    finally:
+        lang_encoder.train(was_training)
+        handle.remove()
+    return type(head) is nn.Linear and logits is given[-1]
 
 
 def real_images(vision_x: Tensor, counts: Tensor) -> Tensor:

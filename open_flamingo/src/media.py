@@ -147,18 +147,22 @@ class Call:
 
     media: Media | None = None
     logits_at: Tensor | None = None
+    skips_head: bool = False
     attended: AttendedMedia | None = None
+    hidden: Tensor | None = None
+    """What the head would have turned into logits, where it is skipped: (m, d)."""
 
 
 _CALL: ContextVar[Call | None] = ContextVar("flamingo_call", default=None)
 
 
 @contextmanager
-def conditioned(media: Media | None, logits_at: Tensor | None = None) -> Iterator[None]:
-    """Run the language model on `media`, with logits at the positions `logits_at` (b, t) only, if given."""
-    token = _CALL.set(Call(media, logits_at))
+def conditioned(media: Media | None, logits_at: Tensor | None = None, *, skips_head: bool = False) -> Iterator[Call]:
+    """Run the language model on `media`, with logits, or hidden states alone, at `logits_at` (b, t) only, if given."""
+    call = Call(media, logits_at, skips_head)
+    token = _CALL.set(call)
     try:
-        yield
+        yield call
     finally:
         _CALL.reset(token)
 
@@ -190,4 +194,7 @@ def select_positions(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor
     call = _CALL.get()
     if call is None or call.logits_at is None:
         return None
-    return (args[0][call.logits_at], *args[1:])
+    selected = args[0][call.logits_at]
+    if call.skips_head:
+        call.hidden, selected = selected, selected[:0]
+    return (selected, *args[1:])

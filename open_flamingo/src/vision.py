@@ -26,21 +26,28 @@ CONFIG_FILE = "open_clip_config.json"
 
 
 def create_vision_encoder(
-    path: str, pretrained: str = "openai", *, quick_gelu: bool | None = None, cache_dir: str | None = None
+    path: str,
+    pretrained: str = "openai",
+    *,
+    quick_gelu: bool | None = None,
+    cache_dir: str | None = None,
+    load_weights: bool = True,
 ) -> tuple[nn.Module, Callable]:
     """The frozen image tower of an open_clip model, and its own image transform.
 
     `path` is a name ("ViT-L-14-336"), an open_clip config JSON, or a folder with `open_clip_config.json` and weights;
     `pretrained` a tag, a weights file, or "none" for random weights; a folder's own weights are used whatever the tag.
     `quick_gelu` is that of the config, and on for the tag "openai", unless given: those weights were trained with it.
+    Without `load_weights` they are random as well, and none are looked for.
     Raises ValueError for an unknown name, tag or file, and where `quick_gelu` contradicts the tower.
     """
     name, weights = _resolve(path, pretrained)
     try:
         clip = open_clip.create_model(
             name,
-            pretrained=weights,
-            load_weights=pretrained != NO_WEIGHTS,
+            pretrained=weights if load_weights else None,
+            load_weights=load_weights and pretrained != NO_WEIGHTS,
+            device=torch.get_default_device(),
             force_quick_gelu=weights == "openai" if quick_gelu is None else quick_gelu,
             pretrained_text=False,
             cache_dir=cache_dir,

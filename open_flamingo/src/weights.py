@@ -6,27 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Size, Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Size, Tensor
 
 from open_flamingo.src.flamingo import Flamingo
 from open_flamingo.src.flamingo_lm import FlamingoLayer
 from open_flamingo.src.lora import (
+    BLOCK,
     LoraConfig,
+    add_found_lora,
     has_lora,
-    lora_from_ranks,
+    is_lora,
+    leaves,
+    part_of,
     read_adapter,
-    released_alpha,
-    with_lora,
-    without_lora,
+    set_lora,
+    targeted,
 )
 
 logger = logging.getLogger(__name__)
 
 WRAPPERS = {"_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "base_layer", "decoder_layer"}
 """Parts that activation checkpointing, FSDP, torch.compile, PEFT >= 0.7 and FlamingoLayer put into names."""
-
-BLOCK = "gated_cross_attn_layer"
 
 HEAD = "lm_head"
 
@@ -35,6 +35,9 @@ HEADS_OF_2023 = {"gpt_neox": "embed_out"}
 
 UNUSED_BUFFERS = ("attention.bias", "attention.masked_bias", "attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")
 """Ends of the names of constants that language models of 2023 stored."""
+
+ROWS = "trained_rows."
+"""Parameters that are saved as rows of the embeddings they belong to."""
 
 TEXT_TOWER = "text tower"
 
@@ -114,38 +117,47 @@ def own_state(model: Flamingo) -> dict[str, Tensor]:
 
 
 def load_states(
-    model: Flamingo, states: Mapping[str, Mapping[str, Tensor]], *, strict: bool = True, lora_alpha: int | None = None
+    model: Flamingo,
+    states: Mapping[str, Mapping[str, Tensor]],
+    *,
+    strict: bool = True,
+    lora_alphas: Mapping[str, int] | None = None,
 ) -> LoadReport:
     """Load state dicts, by the file they come from, one over the other.
 
-    Adapters in a file are added to a model without, frozen, with `lora_alpha` or that of the released models.
+    Adapters in a file are added to a part of the model without, frozen, with the alpha that `lora_alphas` has for the
+    file, or that of the released models.
 
     Raises ValueError, and leaves the weights as they were, for NaN or infinite values and, if `strict`, for a file that
     matches nothing, a tensor of another shape, blocks before layers that have none, and for a resampler, gated block,
     adapter or trained embedding that no file holds.
     """
-    _add_missing_lora(model, states, lora_alpha)
-    has_adapters = any(_is_lora(key) for state in states.values() for key in state)
+    add_found_lora(model, {file: _lora_ranks(model, state) for file, state in states.items()}, lora_alphas or {})
+    adapted = _adapted_parts(key for state in states.values() for key in state)
     embeddings = model.lang_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    trained = {name for name, p in model.named_parameters() if p is embeddings and p.requires_grad}
+    are_trained = embeddings.requires_grad or model.trained_rows is not None
+    trained = {name for name, p in model.named_parameters() if p is embeddings and are_trained}
 
     def is_required(name: str) -> bool:
-        if _is_lora(name):
-            return has_adapters
+        if is_lora(name):
+            return part_of(name) in adapted
         return name in trained or name.startswith("perceiver.") or BLOCK in name.split(".")
 
     return _load(model, states, is_required, strict=strict)
 
 
 def add_lora(model: Flamingo, config: LoraConfig) -> None:
-    """Put adapters around the language model; weights that a checkpoint brought before stay.
+    """Put adapters on the modules that the targets of `config` mean; weights that a checkpoint brought before stay.
 
-    Raises ValueError where those are of another rank, or of other modules.
+    Raises ValueError where those of a part are of another rank, or of other modules.
     """
-    state = {saved_name(name): p.detach() for name, p in model.named_parameters() if _is_lora(name)}
-    model.lang_encoder = with_lora(without_lora(model.lang_encoder, merge=False), config)
+    state = {saved_name(name): p.detach() for name, p in model.named_parameters() if is_lora(name)}
+    set_lora(model, config, {name for target in config.target_modules or () for name in targeted(model, target)})
     if state:
-        report = _load(model, {"loaded before": state}, _is_lora, strict=True)
+        adapted = _adapted_parts(state)
+        report = _load(
+            model, {"loaded before": state}, lambda name: is_lora(name) and part_of(name) in adapted, strict=True
+        )
         if report.unexpected:
             raise ValueError(
                 f"the LoRA weights loaded before hold {next(iter(report.unexpected.values()))[0]},"
@@ -162,12 +174,11 @@ def load_adapter(model: Flamingo, folder: str) -> LoadReport:
         raise ValueError(f"LoRA weights {folder} come before checkpoints: the language model has adapters already")
     config, state = read_adapter(folder)
     states = {folder: {f"lang_encoder.{key}": tensor for key, tensor in state.items()}}
-    ranks = _lora_ranks(model, states)
+    ranks = _lora_ranks(model, states[folder])
     if not ranks:
         raise ValueError(f"LoRA weights {folder} match no module of {type(model.lang_encoder).__name__}")
-    config.target_modules = list(ranks)
-    model.lang_encoder = with_lora(model.lang_encoder, config)
-    return _load(model, states, _is_lora, strict=True)
+    set_lora(model, config, ranks)
+    return _load(model, states, lambda name: is_lora(name) and part_of(name) != "perceiver", strict=True)
 
 
 @dataclass
@@ -199,13 +210,16 @@ def _load(
         plan |= {id(match.parameter): match for match in matches}
     _refuse_broken(plan.values())
     for name, parameter in model.named_parameters():
-        if id(parameter) not in plan:
+        if id(parameter) not in plan and not name.startswith(ROWS):
             (report.missing if is_required(name) else report.absent).append(saved_name(name, family))
     if strict:
         _refuse_gaps(report, _layers_name(model))
     with torch.no_grad():
         for match in plan.values():
-            match.parameter.copy_(match.value.reshape(match.parameter.shape))
+            value = match.value.reshape(match.parameter.shape)
+            match.parameter.copy_(value)
+            if model.trained_rows is not None and match.parameter is model.lang_encoder.get_input_embeddings().weight:  # type: ignore[operator]
+                model.trained_rows.take(value)
             report.loaded[saved_name(match.name, family)] = match.file
     logger.info("%s", report)
     if report.unexpected or report.missing:
@@ -283,7 +297,7 @@ def _refuse_broken(matches: Iterable[_Match]) -> None:
 
 def _refuse_gaps(report: LoadReport, layers: str) -> None:
     for file, keys in report.unexpected.items():
-        if blocks := [key for key in keys if BLOCK in key and not _is_lora(key)]:
+        if blocks := [key for key in keys if BLOCK in key and not is_lora(key)]:
             raise ValueError(f"checkpoint {file} has gated blocks where the model has none: {_reason(blocks, layers)}")
     if report.missing:
         raise ValueError(
@@ -301,38 +315,21 @@ def _reason(blocks: list[str], layers: str) -> str:
     return f"is cross_attn_every_n_layers {1 + min(int(part[index]) for part in parts)}?"
 
 
-def _add_missing_lora(model: Flamingo, states: Mapping[str, Mapping[str, Tensor]], alpha: int | None) -> None:
-    ranks = {} if has_lora(model.lang_encoder) else _lora_ranks(model, states)
-    if not ranks:
-        return
-    if alpha is None:
-        alpha = released_alpha(max(ranks.values()), is_v1=model.media_attention == "next")
-    model.lang_encoder = with_lora(model.lang_encoder, lora_from_ranks(model.lang_encoder, ranks, alpha))
-    for name, parameter in model.lang_encoder.named_parameters():
-        if _is_lora(name):
-            parameter.requires_grad_(False)
+def _adapted_parts(keys: Iterable[str]) -> set[str | None]:
+    """The parts of the model that keys of adapters are of."""
+    return {part_of(plain_name(key)) for key in keys if is_lora(key)}
 
 
-def _lora_ranks(model: Flamingo, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
-    """The modules of the language model that have an adapter in the files, and its rank."""
-    names = {
-        plain_name(f"lang_encoder.{name}"): name for name, m in model.lang_encoder.named_modules() if _is_linear(m)
-    }
-    shapes = {plain_name(key): value.shape for state in states.values() for key, value in state.items()}
+def _lora_ranks(model: Flamingo, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The modules of the model that have an adapter in a state dict, and its rank."""
+    names = {plain_name(name): name for name in leaves(model)}
+    keys = {plain_name(key): key for key in state}
     ranks = {
-        name.removesuffix(".lora_A.weight"): shape[0]
-        for name, shape in shapes.items()
+        name.removesuffix(".lora_A.weight"): state[key].shape[0]
+        for name, key in keys.items()
         if name.endswith(".lora_A.weight")
     }
     return {names[name]: rank for name, rank in ranks.items() if name in names}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D)
-
-
-def _is_lora(name: str) -> bool:
-    return ".lora_" in name
 
 
 def _listed(names: list[str]) -> str:

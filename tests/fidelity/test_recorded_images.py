@@ -11,9 +11,10 @@ from recordings import GOLDENS, TOWERS, assert_recorded, read_json
 from safetensors.torch import load_file
 from torch import Tensor
 
+from open_flamingo.instruction_tuning.data.batches import collate
 from open_flamingo.instruction_tuning.data.conversation import Conversation
 from open_flamingo.instruction_tuning.data.images import load_image, open_image, pad_to_square
-from open_flamingo.instruction_tuning.data.loader import Sample, collate
+from open_flamingo.instruction_tuning.data.loader import Sample
 from open_flamingo.instruction_tuning.data.tokens import fits
 from open_flamingo.src.vision import create_vision_encoder
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from open_flamingo import Flamingo
 from open_flamingo.instruction_tuning.checkpoint import state_to_save
 from open_flamingo.instruction_tuning.config import OptimConfig
-from open_flamingo.instruction_tuning.data.loader import Batch
+from open_flamingo.instruction_tuning.data.batches import Batch
 from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.trainer import Step, Trainer, make_trainer, train_step
 from open_flamingo.instruction_tuning.tuning import TuningConfig, prepare_model_for_tuning
@@ -36,7 +36,7 @@ def recorded_batch(media_token_id: int, eoc_token_id: int) -> Batch:
     images = real_images(recorded["images"].unsqueeze(2), (ids == media_token_id).sum(dim=1))
     rows = zip(ids.tolist(), target.bool().tolist(), strict=True)
     supervised = torch.tensor([learnt_in_2023(*row, media_token_id, eoc_token_id) for row in rows])
-    return Batch(images=images, input_ids=ids, attention_mask=attended, supervised=supervised)
+    return Batch(images, ids, attended, supervised, datasets=torch.zeros_like(ids))
 
 
 @contextmanager
@@ -88,6 +88,7 @@ class Run:
     def weight_decay(self) -> dict[str, float]:
         """The weight decay of each parameter that trains, before the first step."""
         names = {id(parameter): name for name, parameter in self.trainer.model.named_parameters()}
+        names[id(self.trainer.model.trained_rows.weight)] = self.embedding_name
         groups = self.trainer.optimizer.param_groups
         return {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
 
@@ -111,13 +112,20 @@ class Run:
         return self.trainer.model
 
     @property
+    def embedding_name(self) -> str:
+        """The name of the input embeddings, two or three of whose rows train."""
+        model = self.trainer.model
+        weight = model.lang_encoder.get_input_embeddings().weight
+        return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+    @property
     def trained_weights(self) -> dict[str, Tensor]:
         """What training changed, by name."""
-        return {name: p.detach() for name, p in self.trained.named_parameters() if p.requires_grad}
+        return state_to_save(self.trained)
 
     @property
     def embeddings(self) -> Tensor:
-        return self.trained.lang_encoder.get_input_embeddings().weight.detach()
+        return self.trained_weights[self.embedding_name]
 
 
 @pytest.fixture(scope="module", params=[("opt", 2), ("mpt", 1)], ids=lambda case: f"{case[0]}-n{case[1]}")

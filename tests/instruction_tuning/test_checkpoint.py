@@ -77,7 +77,7 @@ def save_state(path: Path, state: dict[str, Tensor]) -> Path:
 
 def saved(path: Path, model: Flamingo) -> str:
     """The path of a new checkpoint of the model."""
-    save_checkpoint(path, model)
+    save_checkpoint(path, state_to_save(model))
     return str(path)
 
 
@@ -215,15 +215,15 @@ def test_code_in_a_file_is_never_run(tmp_path, write):
 
 def test_a_write_that_fails_keeps_the_old_checkpoint_and_leaves_no_partial_file(model, tmp_path):
     path = tmp_path / "run" / "checkpoint_0.pt"
-    save_checkpoint(path, model, epoch=0)
+    save_checkpoint(path, state_to_save(model), epoch=0)
     before = path.read_bytes()
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        save_checkpoint(path, model, epoch=lambda: 1)
+        save_checkpoint(path, state_to_save(model), epoch=lambda: 1)
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint_0.pt"]
     assert path.read_bytes() == before
 
 
 def test_what_is_saved_beside_the_weights_is_read_back(model, tmp_path):
-    save_checkpoint(tmp_path / "a.pt", model, epoch=3, config={"template": "guanaco"})
+    save_checkpoint(tmp_path / "a.pt", state_to_save(model), epoch=3, config={"template": "guanaco"})
     content = read_checkpoint(tmp_path / "a.pt")
     assert (content["epoch"], content["config"]) == (3, {"template": "guanaco"})

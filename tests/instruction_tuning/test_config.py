@@ -163,7 +163,9 @@ def test_sampling_can_be_turned_off():
         ("--precision", "fp8", "argument --precision: invalid choice: 'fp8'"),
         ("--lr_scheduler", "step", "argument --lr_scheduler: invalid choice: 'step'"),
         ("--instruction_prompt_templete", "vicuna", "invalid choice: 'vicuna'"),
-        ("--continue_training", "true", "--continue_training needs the checkpoint to continue from"),
+        ("--save_checkpoints_to_wandb", "true", "--save_checkpoints_to_wandb needs --report_to_wandb"),
+        ("--val_steps", "5", "--val_steps needs the held-out data: --val_data FILE"),
+        ("--keep_last", "0", "--keep_last must be at least 1, not 0"),
         ("--instruction_dta", "x", "unrecognized arguments: --instruction_dta x"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from toy import FURTHER_TURN, GOLDENS, weights
 
 from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
@@ -127,7 +127,8 @@ def test_no_model_at_all_is_refused():
 
 def test_half_precision_answers_too(toy_run, images):
     inferencer = Inferencer(str(toy_run / "checkpoint_0.pt"), precision="bf16")
-    assert {p.dtype for p in inferencer.model.parameters()} == {torch.bfloat16}
+    linear = [m for m in inferencer.model.modules() if isinstance(m, nn.Linear)]
+    assert {module.weight.dtype for module in linear} == {torch.bfloat16}
     assert inferencer(PROMPTS, images, **GREEDY)[0] == ANSWERS
 
 

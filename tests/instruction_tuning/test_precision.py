@@ -7,7 +7,7 @@ from torch import nn
 from toy import TUNING_CONFIGS
 
 from open_flamingo.instruction_tuning.config import OptimConfig
-from open_flamingo.instruction_tuning.data.loader import Batch
+from open_flamingo.instruction_tuning.data.batches import Batch
 from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen, frozen_dtype
 from open_flamingo.instruction_tuning.trainer import make_trainer, train_step
@@ -25,7 +25,7 @@ def batch_of_prompts(tokenizer) -> Batch:
     """PROMPTS as a training batch; every token but the first is supervised."""
     text = encode(tokenizer, *PROMPTS)
     mask = text["attention_mask"]
-    return Batch(random_images(1, IMAGES)[0], text["lang_x"], mask, mask.bool())
+    return Batch(random_images(1, IMAGES)[0], text["lang_x"], mask, mask.bool(), torch.zeros_like(mask))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), HALF)
@@ -34,7 +34,13 @@ def test_frozen_weights_are_halved_and_trained_ones_stay_fp32(build_tiny, precis
     trained = set(prepare_model_for_tuning(model, TUNING_CONFIGS / "from_scratch-llama.json"))
     cast_frozen(model, precision)
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    assert dtypes == {name: torch.float32 if name in trained else dtype for name in dtypes}
+    norms = {
+        f"{name}.{part}"
+        for name, m in model.named_modules()
+        if isinstance(m, nn.LayerNorm)
+        for part in ("weight", "bias")
+    }
+    assert dtypes == {name: torch.float32 if name in trained | norms else dtype for name in dtypes}
     assert frozen_dtype(precision) == dtype
 
 

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import scalars
 
+from open_flamingo.instruction_tuning.config import RunConfig
 from open_flamingo.instruction_tuning.tracking import log_to_terminal, open_run, refuse_unwritable
 
 logger = logging.getLogger("open_flamingo.test")
@@ -17,7 +18,7 @@ logger = logging.getLogger("open_flamingo.test")
 def test_the_main_rank_writes_log_config_and_events(tmp_path):
     run = tmp_path / "runs" / "new"
     log_to_terminal(is_main=True)
-    tracker = open_run(run, {"lr": 0.1, "data": Path("a.json")}, is_main=True)
+    tracker = open_run(RunConfig(run_name=run), {"lr": 0.1, "data": Path("a.json")}, first_step=1, is_main=True)
     logger.info("all is well")
     tracker.scalars({"train/loss": 2.0}, 1)
     tracker.scalars({"train/loss": 1.0}, 2)
@@ -31,8 +32,18 @@ def test_the_main_rank_writes_log_config_and_events(tmp_path):
     assert events.Tags()["tensors"] == ["train/sample/text_summary"]
 
 
+def test_a_run_that_goes_on_replaces_what_was_logged_after_its_checkpoint(tmp_path):
+    run = RunConfig(run_name=tmp_path / "run")
+    for first_step, losses in ((1, [3.0, 2.0, 9.0]), (3, [1.0])):
+        tracker = open_run(run, {}, first_step=first_step, is_main=True)
+        for step, loss in enumerate(losses, start=first_step):
+            tracker.scalars({"train/loss": loss}, step)
+        tracker.close()
+    assert scalars(run.run_name, "train/loss") == [3.0, 2.0, 1.0]
+
+
 def test_other_ranks_write_nothing(tmp_path):
-    tracker = open_run(tmp_path / "run", {}, is_main=False)
+    tracker = open_run(RunConfig(run_name=tmp_path / "run"), {}, first_step=1, is_main=False)
     tracker.scalars({"train/loss": 2.0}, 1)
     tracker.text("train/sample", "text", 1)
     tracker.close()

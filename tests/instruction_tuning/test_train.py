@@ -167,10 +167,37 @@ def test_half_precision_trains_like_full_precision_but_for_rounding(toy_flags, s
     assert {tensor.dtype for name, tensor in weights(run, 1).items() if name != EMBEDDINGS} == {torch.float32}
 
 
-def test_gradient_checkpointing_changes_nothing(toy_flags, short_run, tmp_path):
-    flags = [*toy_flags, "--gradient_checkpointing"]
-    run = train(flags, run_name=tmp_path / "run", num_epochs=2, lr_scheduler="cosine")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "amp_bf16"])
+def test_gradient_checkpointing_changes_nothing(toy_flags, tmp_path, precision):
+    settings = {"num_epochs": 2, "precision": precision}
+    plain = train(toy_flags, run_name=tmp_path / "plain", **settings)
+    saving = train([*toy_flags, "--gradient_checkpointing"], run_name=tmp_path / "saving", **settings)
+    torch.testing.assert_close(weights(saving, 1), weights(plain, 1), **CLOSE)
+
+
+def test_compiled_layers_train_like_plain_ones_and_generate(toy_flags, short_run, tmp_path):
+    flags = [*toy_flags, "--compile"]
+    run = train(flags, run_name=tmp_path / "run", num_epochs=2, lr_scheduler="cosine", logging_steps=2)
     torch.testing.assert_close(weights(run, 1), weights(short_run, 1), **CLOSE)
+    assert (run / "train.log").read_text().count("generated: ") == 2
+
+
+@pytest.mark.parametrize("unfrozen", [["perceiver"], ["gated_cross_attn_layer"]])
+def test_half_precision_trains_beside_frozen_blocks_or_a_frozen_resampler(toy_flags, tmp_path, unfrozen):
+    tuning = TUNING | {"unfrozen": unfrozen, "learning_rates": {}}
+    losses = [
+        scalars(
+            train(
+                toy_flags,
+                run_name=tmp_path / precision,
+                tuning_config=write_json_file(tmp_path / "tuning.json", tuning),
+                precision=precision,
+            ),
+            "train/loss",
+        )
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_the_same_flags_train_the_same_weights_with_another_number_of_workers(toy_flags, short_run, tmp_path):
@@ -296,9 +323,15 @@ def test_an_unreadable_image_ends_the_command_with_one_line_that_names_it(toy_fl
     assert "Traceback" not in errors
 
 
-def test_a_run_that_diverges_is_stopped(toy_flags, tmp_path):
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) .*lower --learning_rate"):
-        train(toy_flags, run_name=tmp_path / "run", learning_rate=1e30, warmup_steps=0)
+def test_a_run_that_diverges_is_stopped_after_ten_skipped_steps_with_its_records_named(toy_flags, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(
+        ValueError, match=r"10 steps in a row were skipped.*colours\.json, record.*lower --learning_rate"
+    ):
+        train(toy_flags, run_name=run, learning_rate=1e30, warmup_steps=0, train_num_samples=60)
+    log = (run / "train.log").read_text()
+    assert log.count("is skipped: the loss is nan, with ") == 10
+    assert scalars(run, "train/skipped_steps")[-10:] == list(range(1, 11))
 
 
 def command(*flags: str) -> subprocess.CompletedProcess[str]:

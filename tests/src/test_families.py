@@ -327,13 +327,15 @@ def test_with_open_gates_images_matter_to_the_text_after_them_and_to_nothing_bef
 
 
 @every_family
-def test_logits_at_some_positions_are_those_rows_of_all_logits(family, built):
+def test_the_loss_of_some_tokens_is_that_of_all_logits(family, built):
     model, batch = built(family).model, left_padded_batch()
-    wanted = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.4
+    supervised = torch.rand(2, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.4
     with torch.no_grad():
-        everywhere = model(random_images(2, 2), **batch).logits
-        rows = model(random_images(2, 2), **batch, logits_at=wanted).logits
-    torch.testing.assert_close(rows, everywhere[wanted], **FLOATS)
+        everywhere = model(random_images(2, 2), **batch).logits[:, :-1]
+        out = model(random_images(2, 2), **batch, supervised=supervised)
+    at, targets = supervised[:, 1:], batch["lang_x"][:, 1:][supervised[:, 1:]]
+    expected = nn.functional.cross_entropy(everywhere[at], targets, reduction="none")
+    torch.testing.assert_close(out.losses, expected, **FLOATS)
 
 
 @every_family

@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 import torch
 from tiny import EXACT, FLOATS, PROMPTS, encode, inputs_seen, random_images, real_images_of_prompts
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from open_flamingo import Flamingo
@@ -105,12 +105,16 @@ def test_a_batch_gives_the_logits_of_its_samples_alone(tiny, batch):
         torch.testing.assert_close(together[row : row + 1, : alone.shape[1]], alone, **FLOATS)
 
 
-def test_logits_at_gives_exactly_the_selected_rows(tiny, batch):
+def test_the_loss_of_supervised_tokens_is_that_of_all_logits(tiny, batch):
     model, _ = tiny
-    wanted = torch.rand(batch["lang_x"].shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    supervised = torch.rand(batch["lang_x"].shape, generator=torch.Generator().manual_seed(0)) < 0.3
     with torch.no_grad():
-        selected = model(**batch, logits_at=wanted).logits
-    torch.testing.assert_close(selected, logits(model, **batch)[wanted])
+        out = model(**batch, supervised=supervised)
+    predicting, targets = logits(model, **batch)[:, :-1][supervised[:, 1:]], batch["lang_x"][:, 1:][supervised[:, 1:]]
+    expected = nn.functional.cross_entropy(predicting, targets, reduction="none")
+    torch.testing.assert_close(out.losses, expected)
+    torch.testing.assert_close(out.total, expected.sum())
+    assert torch.equal(out.predictions, predicting.argmax(dim=-1))
 
 
 class TestCachedMedia:

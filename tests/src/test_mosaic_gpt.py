@@ -326,12 +326,15 @@ def test_a_flamingo_of_it_sees_its_images_and_generates_the_same_with_and_withou
         for block in model.gated_cross_attn_layers:
             nn.init.constant_(block.attn_gate, 1.0)
         first, second = (model(random_images(2, 2, seed), ids, mask).logits for seed in (0, 1))
-        at = mask.bool() & (ids != IMAGE_ID)
-        chosen = model(random_images(2, 2), ids, mask, logits_at=at).logits
+        supervised = mask.bool() & (ids != IMAGE_ID)
+        out = model(random_images(2, 2), ids, mask, supervised=supervised)
     after_image = (ids == IMAGE_ID).cumsum(dim=1) > 0
     differs = (first - second).abs().amax(dim=-1) > 1e-4
     assert differs[mask.bool()].tolist() == after_image[mask.bool()].tolist()
-    torch.testing.assert_close(chosen, first[at], **CLOSE)
+    expected = nn.functional.cross_entropy(
+        first[:, :-1][supervised[:, 1:]], ids[:, 1:][supervised[:, 1:]], reduction="none"
+    )
+    torch.testing.assert_close(out.losses, expected, **CLOSE)
 
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "no_repeat_ngram_size": 1, "pad_token_id": 0, "num_beams": 2}
     with_cache, without = (

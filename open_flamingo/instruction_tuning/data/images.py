@@ -44,12 +44,12 @@ def load_image(path: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor
     return transform(open_image(path))
 
 
-def load_for_training(
-    paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], rng: random.Random
+def load_images(
+    paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], rng: random.Random | None
 ) -> list[Tensor]:
-    """The images of one sample, each (C, H, W), augmented anew; one that comes up several times is decoded once."""
+    """The images of one sample, each (C, H, W), augmented anew by `rng`; one that comes up several times is decoded once."""
     opened = {path: open_image(path) for path in dict.fromkeys(paths)}
-    return [transform(augment(opened[path], rng)) for path in paths]
+    return [transform(opened[path] if rng is None else augment(opened[path], rng)) for path in paths]
 
 
 def augment(image: Image.Image, rng: random.Random) -> Image.Image:

@@ -1,59 +1,57 @@
-"""Datasets to batches: every choice depends on (seed, epoch, sample index) alone, not on workers, ranks or restarts."""
-
-# b batch, t text tokens, N real images of the batch, F frames (1)
+"""Datasets to samples: every choice depends on (seed, epoch, sample index) alone, not on workers, ranks or restarts."""
 
 import hashlib
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from open_flamingo.instruction_tuning.data import formats
 from open_flamingo.instruction_tuning.data.conversation import Conversation, Turn, TurnTokenizer
-from open_flamingo.instruction_tuning.data.images import load_for_training
+from open_flamingo.instruction_tuning.data.images import load_images
 from open_flamingo.instruction_tuning.data.mixture import Pool, SamplingMode, draw_epoch, sample_counts
 from open_flamingo.instruction_tuning.data.packing import PACKING, PackingMode
 from open_flamingo.instruction_tuning.data.tokens import FIRST, FURTHER, IMAGES, TokenStore, fits, open_tokens
 
+GIVE_UP = 100
+"""Samples in a row whose images cannot be read before a run that skips them is ended."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A record in a packed conversation."""
+
+    dataset: int
+    record: int
+    end: int
+    """Where its tokens end, before the conversation is cut."""
+
 
 @dataclass
 class Sample:
-    """One packed conversation and its images, (T, C, H, W)."""
+    """One packed conversation and its images, each (C, H, W)."""
 
     conversation: Conversation
     images: list[Tensor]
+    pieces: list[Piece] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """What was wrong with the samples that this one takes the place of."""
 
-
-@dataclass
-class Batch:
-    """What a training step takes."""
-
-    images: Tensor
-    """Real images only, in reading order: (N, F, C, H, W)."""
-    input_ids: Tensor
-    """(b, t), padded on the right."""
-    attention_mask: Tensor
-    """(b, t)."""
-    supervised: Tensor
-    """True at the tokens whose prediction is trained: (b, t)."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`."""
-        return Batch(*(x.to(device, non_blocking=True) for x in vars(self).values()))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, for the loader."""
-        return Batch(*(x.pin_memory() for x in vars(self).values()))
+    @property
+    def datasets(self) -> list[int]:
+        """The dataset of each token."""
+        numbers: list[int] = []
+        for piece in self.pieces:
+            numbers += [piece.dataset] * (piece.end - len(numbers))
+        return numbers[: len(self.conversation.ids)]
 
 
 class InstructionData:
@@ -70,9 +68,12 @@ class InstructionData:
         multiturn_augmentation: int,
         seed: int,
         packing: PackingMode = "fill",
+        skip_bad_images: bool = False,
+        augmented: bool = True,
         cache: Path | None = None,
         quiet: bool = True,
     ) -> None:
+        """`skip_bad_images` puts another sample in the place of one whose image cannot be read; `augmented` as in training."""
         self.datasets = datasets
         self.tokenizer = tokenizer
         self.transform = transform
@@ -81,15 +82,18 @@ class InstructionData:
         self.multiturn_augmentation = multiturn_augmentation
         self.seed = seed
         self.packing = packing
+        self.skip_bad_images = skip_bad_images
+        self.augmented = augmented
         self.quiet = quiet
         self.image_shape = tuple(transform(Image.new("RGB", (1, 1))).shape)
         self.tokens = [open_tokens(dataset.records, tokenizer, cache, quiet=quiet) for dataset in datasets]
         self.usable: list[range | np.ndarray] = [range(len(tokens)) for tokens in self.tokens]
 
     def check(self) -> None:
-        """Leave out the records that cannot be trained on; ValueError for a missing image, naming file and record."""
-        for dataset, tokens in zip(self.datasets, self.tokens, strict=True):
-            refuse_missing_images(dataset, tokens, quiet=self.quiet)
+        """Leave out the records that cannot be trained on; ValueError for a missing image, unless those are skipped."""
+        if not self.skip_bad_images:
+            for dataset, tokens in zip(self.datasets, self.tokens, strict=True):
+                refuse_missing_images(dataset, tokens, quiet=self.quiet)
         fitting = [np.flatnonzero(self.fits(tokens.sizes())).astype(np.uint32) for tokens in self.tokens]
         self.usable = [
             numbers if len(numbers) < len(tokens) else range(len(tokens))  # a range takes no memory
@@ -154,17 +158,27 @@ class Epoch(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
-        records = self._records(index, rng)
-        conversation = self._join(records)
-        try:
-            images = load_for_training([Path(path) for path in conversation.images], self.data.transform, rng)
-        except ValueError as error:
-            raise ValueError(f"{self._where(records, str(error))}: {error}") from error
-        return Sample(conversation, images)
+        broken: list[str] = []
+        while True:
+            records = self._records(index, rng)
+            conversation, pieces = self._join(records)
+            paths = [Path(path) for path in conversation.images]
+            try:
+                images = load_images(paths, self.data.transform, rng if self.data.augmented else None)
+                return Sample(conversation, images, pieces, broken)
+            except ValueError as error:
+                broken.append(f"{self._where(records, str(error))}: {error}")
+                if not self.data.skip_bad_images:
+                    raise ValueError(broken[0]) from error
+                if len(broken) == GIVE_UP:
+                    raise ValueError(
+                        f"{GIVE_UP} samples in a row have images that cannot be read: {broken[-1]}"
+                    ) from error
+            index = rng.randrange(len(self.pool))
 
     def conversation(self, index: int) -> Conversation:
         """The text of a sample, its images still paths."""
-        return self._join(self._records(index, self._rng(index)))
+        return self._join(self._records(index, self._rng(index)))[0]
 
     def _rng(self, index: int) -> random.Random:
         return random.Random(f"{self.data.seed}-{self.epoch}-{index}")
@@ -183,12 +197,13 @@ class Epoch(Dataset[Sample]):
         )
         return [first, *(drawn[i] for i in chosen)]
 
-    def _join(self, records: list[tuple[int, int]]) -> Conversation:
-        conversation = Conversation()
+    def _join(self, records: list[tuple[int, int]]) -> tuple[Conversation, list[Piece]]:
+        conversation, pieces = Conversation(), []
         for place, record in enumerate(records):
             conversation.extend(self.data.turns(*record, first=place == 0))
+            pieces.append(Piece(*record, end=len(conversation.ids)))
         conversation.cut(self.data.max_length, self.data.tokenizer.media_token_id)
-        return conversation
+        return conversation, pieces
 
     def _where(self, records: list[tuple[int, int]], message: str) -> str:
         """The place of the record whose image a message names."""
@@ -206,53 +221,3 @@ class Epoch(Dataset[Sample]):
                 return dataset, record
             index = rng.randrange(len(self.pool))
         raise ValueError(f"no record of this epoch fits --max_length {self.data.max_length}")
-
-
-def collate(samples: list[Sample], pad_token_id: int, image_shape: tuple[int, ...]) -> Batch:
-    """Pad the text on the right; images of shape (C, H, W) are stacked as they come, without padding."""
-    ids = [torch.tensor(sample.conversation.ids) for sample in samples]
-    supervised = [torch.tensor(sample.conversation.supervised) for sample in samples]
-    images = [image for sample in samples for image in sample.images]
-    return Batch(
-        images=torch.stack(images).unsqueeze(1) if images else torch.empty(0, 1, *image_shape),
-        input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
-        attention_mask=pad_sequence([torch.ones_like(x) for x in ids], batch_first=True),
-        supervised=pad_sequence(supervised, batch_first=True),
-    )
-
-
-def rank_share(epoch: Epoch, batch_size: int, rank: int, world_size: int, done: int = 0) -> Subset[Sample]:
-    """The samples of one rank: of every `batch_size * world_size` in a row its own `batch_size`; a rest is dropped.
-
-    So N ranks see together, step by step, what one rank with N times the batch sees. The first `done` batches are left
-    out: the place in the data where a run goes on.
-    """
-    step = batch_size * world_size
-    if len(epoch) < step:
-        raise ValueError(
-            f"an epoch of {len(epoch)} samples does not fill one batch of {step} (--batch_size times ranks):"
-            " lower --batch_size or raise --train_num_samples"
-        )
-    starts = range(rank * batch_size + done * step, len(epoch) // step * step, step)
-    return Subset(epoch, [i for start in starts for i in range(start, start + batch_size)])
-
-
-def batches(
-    epoch: Epoch,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    done: int = 0,
-    workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader[Sample]:
-    """A loader of this rank's batches of an epoch, without the first `done`."""
-    pad_token_id = epoch.data.tokenizer.tokenizer.pad_token_id
-    return DataLoader(
-        rank_share(epoch, batch_size, rank, world_size, done),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=partial(collate, pad_token_id=pad_token_id, image_shape=epoch.data.image_shape),
-        pin_memory=pin_memory,
-    )

@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import EXACT
 from toy import small_tensor
 
-from open_flamingo.instruction_tuning.data.images import load_for_training, load_image, open_image, pad_to_square
+from open_flamingo.instruction_tuning.data.images import load_image, load_images, open_image, pad_to_square
 
 ORIENTATION = 0x0112
 ROTATED_90_CLOCKWISE = 6
@@ -72,8 +72,8 @@ def test_padding_to_a_square_puts_the_image_in_the_middle_of_one_colour(width, h
 def test_about_half_of_the_training_images_are_padded_and_the_same_rng_gives_the_same_tensor(saved):
     path = saved(Image.fromarray(noise(8, 24, 3)))
     plain = load_image(path, small_tensor)
-    drawn = [load_for_training([path], small_tensor, random.Random(seed))[0] for seed in range(40)]
-    again = [load_for_training([path], small_tensor, random.Random(seed))[0] for seed in range(40)]
+    drawn = [load_images([path], small_tensor, random.Random(seed))[0] for seed in range(40)]
+    again = [load_images([path], small_tensor, random.Random(seed))[0] for seed in range(40)]
     torch.testing.assert_close(drawn, again, **EXACT)
     assert 10 <= sum(torch.equal(image, plain) for image in drawn) <= 30
 

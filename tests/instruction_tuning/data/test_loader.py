@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from instruction_dataset.records import Record, image_tag
 from instruction_dataset.store import open_records
 from open_flamingo.instruction_tuning.data import images as images_module
+from open_flamingo.instruction_tuning.data.batches import Batch, batches
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.formats import Dataset
 from open_flamingo.instruction_tuning.data.images import open_image
-from open_flamingo.instruction_tuning.data.loader import Batch, InstructionData, batches
+from open_flamingo.instruction_tuning.data.loader import InstructionData
 from open_flamingo.instruction_tuning.data.summary import mixture_table
 from open_flamingo.src.factory import MEDIA_TOKEN
 

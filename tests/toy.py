@@ -18,7 +18,7 @@ from instruction_dataset.records import image_tag
 from open_flamingo.instruction_tuning.train import main
 from open_flamingo.src.factory import add_special_tokens
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests" / "goldens"
 TUNING_CONFIGS = ROOT / "open_flamingo" / "instruction_tuning" / "tuning_config"
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
