@@ -1,6 +1,6 @@
 """What a training run is told: frozen dataclasses, one field per flag, checked against each other."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -173,6 +173,20 @@ class RunConfig:
             raise ValueError("--save_checkpoints_to_wandb needs --report_to_wandb")
         if self.val_steps and not self.val_data:
             raise ValueError("--val_steps needs the held-out data: --val_data FILE")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+
+    def to_json(self) -> dict[str, object]:
+        """All flags in one."""
+        return {name: value for part in vars(self).values() for name, value in asdict(part).items()}
 
 
 def _at_least(minimum: int, **values: float) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import open_clip
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from open_flamingo.instruction_tuning.build import build_model
 from open_flamingo.instruction_tuning.checkpoint import load_payloads, read_checkpoints
-from open_flamingo.instruction_tuning.config import ModelConfig, OptimConfig, Precision, RunConfig
+from open_flamingo.instruction_tuning.config import Flags, ModelConfig, OptimConfig, Precision, RunConfig
 from open_flamingo.instruction_tuning.data.batches import rank_share
 from open_flamingo.instruction_tuning.data.conversation import Conversation, TurnTokenizer
 from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
@@ -34,9 +34,6 @@ from open_flamingo.src.flamingo import Flamingo
 from open_flamingo.src.lora import is_lora, part_of
 from open_flamingo.src.vision import NO_WEIGHTS
 from open_flamingo.src.weights import ROWS
-
-if TYPE_CHECKING:
-    from open_flamingo.instruction_tuning.train import Flags
 
 T = TypeVar("T")
 DataOf = Callable[[list[Dataset], TurnTokenizer, Callable], InstructionData]
@@ -94,7 +91,7 @@ class Plan:
     problems: list[str]
 
 
-def dry_run(flags: "Flags", ranks: Ranks, data_of: DataOf) -> int:
+def dry_run(flags: Flags, ranks: Ranks, data_of: DataOf) -> int:
     """Print the plan on the main rank; the exit code: 1 where something is wrong with the command.
 
     `data_of` makes the checked records to train on out of datasets, tokenizer and image transform.
@@ -106,7 +103,7 @@ def dry_run(flags: "Flags", ranks: Ranks, data_of: DataOf) -> int:
     return 1 if made.problems else 0
 
 
-def plan(flags: "Flags", ranks: Ranks, data_of: DataOf) -> Plan:
+def plan(flags: Flags, ranks: Ranks, data_of: DataOf) -> Plan:
     """The plan of a command for one of `ranks`; what is refused on the way is collected."""
     found, sections = Findings(), []
     tuning = found.attempt(read_tuning_config, flags.optim.tuning_config)
@@ -153,7 +150,7 @@ def tune(model: Flamingo, tuning: TuningConfig, config: ModelConfig) -> list[str
     return names
 
 
-def memory(model: Flamingo, flags: "Flags", ranks: Ranks, image_shape: Sequence[int]) -> Memory:
+def memory(model: Flamingo, flags: Flags, ranks: Ranks, image_shape: Sequence[int]) -> Memory:
     """The memory of a rank that trains a tuned model on the meta device, which is used up."""
     optim: OptimConfig = replace(flags.optim, compile=False, fsdp=False)
     trainer = make_trainer(model, optim, {}, 1, Ranks(0, 1, META))
@@ -190,7 +187,7 @@ def _parts(model: Flamingo) -> Iterator[tuple[str, ...]]:
         yield part, f"{trained:,}", f"{frozen:,}"
 
 
-def _memory(model: Flamingo, flags: "Flags", ranks: Ranks, image_shape: Sequence[int], found: Findings) -> str:
+def _memory(model: Flamingo, flags: Flags, ranks: Ranks, image_shape: Sequence[int], found: Findings) -> str:
     optim = flags.optim
     how = f"{optim.sharding} shards" if optim.sharding and ranks.world_size > 1 else optim.precision
     title = f"memory of each of {ranks.world_size} ranks" if ranks.world_size > 1 else "memory"
@@ -211,11 +208,11 @@ def _memory(model: Flamingo, flags: "Flags", ranks: Ranks, image_shape: Sequence
     return _table(title, (how,), [*rows, ("most at one time", _bytes(needs.peak))])
 
 
-def _mixture(data: InstructionData, flags: "Flags") -> str:
+def _mixture(data: InstructionData, flags: Flags) -> str:
     return mixture_table(data, data.counts(flags.data.train_num_samples, flags.data.dataset_sampling_mode))
 
 
-def _course(data: InstructionData, flags: "Flags", ranks: Ranks) -> Course:
+def _course(data: InstructionData, flags: Flags, ranks: Ranks) -> Course:
     epoch = data.epoch(0, flags.data.train_num_samples, flags.data.dataset_sampling_mode, flags.data.epoch_num_samples)
     optim = flags.optim
     batches = len(rank_share(epoch, optim.batch_size, 0, ranks.world_size)) // optim.batch_size
@@ -235,10 +232,10 @@ def _some(epoch: Epoch) -> list[Conversation]:
     return [epoch.conversation(i) for i in range(0, len(epoch), math.ceil(len(epoch) / LOOKED_AT))]
 
 
-def _steps(course: Course, flags: "Flags", ranks: Ranks, found: Findings) -> str:
+def _steps(course: Course, flags: Flags, ranks: Ranks, found: Findings) -> str:
     optim = flags.optim
     if optim.warmup_steps >= course.steps:
-        found.problems.append(
+        found.notes.append(
             f"--warmup_steps {optim.warmup_steps} is not below the {course.steps} steps of the run: the learning rate"
             f" never reaches {optim.learning_rate}"
         )
@@ -266,12 +263,12 @@ def _checkpoints(run: RunConfig, ranks: Ranks, found: Findings) -> str | None:
         return run.resume_from_checkpoint
     older = [*run.run_name.glob(EPOCHS), *run.run_name.glob(STEPS)]
     if not older:
-        found.problems.append(f"--continue_training finds no checkpoint in {run.run_name}: leave it out to start anew")
+        found.notes.append(f"--continue_training finds no checkpoint in {run.run_name}: the run starts anew")
         return None
     return str(max(older, key=lambda path: path.stat().st_mtime))
 
 
-def _check_checkpoints(model: Flamingo, paths: str, flags: "Flags") -> None:
+def _check_checkpoints(model: Flamingo, paths: str, flags: Flags) -> None:
     """Raise ValueError for checkpoints that do not fit the model, or that a run cannot go on from."""
     payloads = read_checkpoints(paths)
     if model.trained_rows is not None:  # which rows of a table they are has to have values

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -100,15 +101,16 @@ class Reporter:
         if not self.data.skip_bad_images:
             return
         messages = [message for batch in window for message in batch.broken]
-        for message in messages:
-            logger.warning("another sample takes the place of one: %s", message)
-        self.broken += int(self.trainer.ranks.sum(torch.tensor(len(messages), device=self.trainer.ranks.device)))
+        for message in chain.from_iterable(self.trainer.ranks.gather(messages)):
+            self.broken += 1
+            if self.trainer.ranks.is_main:
+                logger.warning("another sample takes the place of one: %s", message)
 
     def _skipped(self, step: Step, window: list[Batch]) -> None:
         """Name the records of a step that was not taken."""
         pieces = [piece for batch in window for piece in batch.pieces]
         gathered = self.trainer.ranks.gather((self._names(step.suspects), self._names(pieces)))
-        suspects, present = ([name for names in of_ranks for name in names] for of_ranks in zip(*gathered))
+        suspects, present = (list(chain.from_iterable(of_ranks)) for of_ranks in zip(*gathered, strict=True))
         names = suspects or present
         listed = "; ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         logger.warning("step %d is skipped: %s, with %s", self.trainer.step, step.problem, listed)

@@ -140,14 +140,18 @@ def restore(trainer: Trainer, paths: str) -> Place:
     return Place(**payload["place"])
 
 
+def is_restarted() -> bool:
+    """Whether torchrun or Slurm has started this command again."""
+    return any(int(os.environ.get(name) or 0) for name in RESTARTS)
+
+
 def continued_from(run: RunConfig, ranks: Ranks) -> str | None:
     """The checkpoints that this start goes on from, if it goes on.
 
     A command that torchrun or Slurm has started again goes on from the newest whole checkpoint of its run, and so does
     --continue_training that names none. Raises ValueError where a run would be written over another.
     """
-    is_restarted = any(int(os.environ.get(name) or 0) for name in RESTARTS)
-    if is_restarted or (run.continue_training and not run.resume_from_checkpoint):
+    if is_restarted() or (run.continue_training and not run.resume_from_checkpoint):
         newest = ranks.gather(newest_checkpoint(run.run_name) if ranks.is_main else None)[0]
         if newest is not None:
             return str(newest)

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Tracker:
     def images(self, tag: str, images: Tensor, step: int) -> None:
         """Pictures (N, 3, H, W), from 0 to 1."""
 
-    def checkpoint(self, path: Path) -> None:
+    def checkpoint(self, _path: Path) -> None:
         """A checkpoint that was written."""
 
     def close(self) -> None:
@@ -43,21 +44,37 @@ class TensorBoardTracker(Tracker):
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """What an earlier start wrote for `first_step` and later counts no more."""
+        self.folder = folder
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+        with self._writing():
+            for tag, value in values.items():
+                self.writer.add_scalar(tag, value, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        self.writer.add_text(tag, f"<pre>{text}</pre>", step)
+        with self._writing():
+            self.writer.add_text(tag, f"<pre>{text}</pre>", step)
 
     def images(self, tag: str, images: Tensor, step: int) -> None:
-        if len(images):
-            self.writer.add_images(tag, images, step)
+        with self._writing():
+            if len(images):
+                self.writer.add_images(tag, images, step)
+
+    def checkpoint(self, _path: Path) -> None:
+        with self._writing():
+            self.writer.flush()  # what is gone on from comes after what was logged before it
 
     def close(self) -> None:
-        self.writer.close()
+        with self._writing():
+            self.writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(f"the events in {self.folder} could not be written: {error}") from error
 
 
 class WandbTracker(Tracker):
@@ -94,9 +111,9 @@ class WandbTracker(Tracker):
         if len(images):
             self.run.log({tag: [self.wandb.Image(image) for image in images]}, step=step)
 
-    def checkpoint(self, path: Path) -> None:
+    def checkpoint(self, _path: Path) -> None:
         if self.saves_checkpoints:
-            self.run.save(str(path), base_path=str(path.parent))
+            self.run.save(str(_path), base_path=str(_path.parent))
 
     def close(self) -> None:
         self.run.finish()
@@ -120,9 +137,9 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             tracker.images(tag, images, step)
 
-    def checkpoint(self, path: Path) -> None:
+    def checkpoint(self, _path: Path) -> None:
         for tracker in self.trackers:
-            tracker.checkpoint(path)
+            tracker.checkpoint(_path)
 
     def close(self) -> None:
         for tracker in self.trackers:

@@ -8,7 +8,8 @@ import math
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from open_flamingo.instruction_tuning.build import Recipe, build_model
 from open_flamingo.instruction_tuning.checkpoint import load_payloads, read_checkpoints
 from open_flamingo.instruction_tuning.command import parse, run
-from open_flamingo.instruction_tuning.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from open_flamingo.instruction_tuning.config import DataConfig, Flags, ModelConfig, OptimConfig, RunConfig
 from open_flamingo.instruction_tuning.data.batches import batches, windows
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
@@ -29,7 +30,7 @@ from open_flamingo.instruction_tuning.data.summary import mixture_table
 from open_flamingo.instruction_tuning.distributed import Ranks, joined
 from open_flamingo.instruction_tuning.plan import dry_run
 from open_flamingo.instruction_tuning.reporting import Reporter
-from open_flamingo.instruction_tuning.saving import Place, Saver, continued_from, restore
+from open_flamingo.instruction_tuning.saving import Place, Saver, continued_from, is_restarted, restore
 from open_flamingo.instruction_tuning.signals import Stop, stop_on_signals
 from open_flamingo.instruction_tuning.tracking import log_to_terminal, open_run, refuse_unwritable
 from open_flamingo.instruction_tuning.trainer import Trainer, make_trainer, train_step
@@ -41,20 +42,6 @@ from open_flamingo.src.vision import NO_WEIGHTS, uses_quick_gelu
 logger = logging.getLogger("open_flamingo.train")
 
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the command line says."""
-
-    model: ModelConfig
-    data: DataConfig
-    optim: OptimConfig
-    run: RunConfig
-
-    def to_json(self) -> dict[str, object]:
-        """All flags in one."""
-        return {name: value for part in vars(self).values() for name, value in asdict(part).items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +79,9 @@ def train(flags: Flags, ranks: Ranks) -> signal.Signals | None:
     trainer = make_trainer(model, flags.optim, tuning.learning_rates, steps, ranks, flags.run.seed)
     place = restore(trainer, continued) if continued else Place()
     if place.epoch >= flags.optim.num_epochs:
+        if is_restarted():
+            logger.info("%s has done all %d epochs: nothing is left to do", continued, place.epoch)
+            return None
         raise ValueError(f"{continued} has done {place.epoch} epochs already: raise --num_epochs to train on")
     tracker = open_run(flags.run, flags.to_json(), first_step=trainer.step + 1, is_main=ranks.is_main)
     log_plan(trainer, data, flags, steps, continued)
@@ -112,9 +102,12 @@ def train(flags: Flags, ranks: Ranks) -> signal.Signals | None:
             )
             while place.epoch < flags.optim.num_epochs and not session.is_stopped:
                 place = train_epoch(session, place)
-            return stop.received
-    finally:
-        tracker.close()
+    except BaseException:
+        with suppress(ValueError):  # what could not be logged is no news beside what ended the run
+            tracker.close()
+        raise
+    tracker.close()
+    return stop.received
 
 
 @dataclass

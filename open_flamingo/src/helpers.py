@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from open_flamingo.src.media import AttendedMedia
+from open_flamingo.src.media import AttendedMedia, attend_few
 
 
 def feed_forward(dim: int, mult: int = 4) -> nn.Sequential:
@@ -47,7 +46,7 @@ class PerceiverAttention(nn.Module):
         q = rearrange(self.to_q(latents), "b T n (h d) -> (b T) h n d", h=self.heads)
         context = self.to_kv(torch.cat((media, latents), dim=-2))
         k, v = rearrange(context, "b T v (two h d) -> two (b T) h v d", two=2, h=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend_few(q, k, v)
         return self.to_out(rearrange(out, "(b T) h n d -> b T n (h d)", b=latents.shape[0], T=latents.shape[1]))
 
 

@@ -3,12 +3,14 @@
 # b batch, t text tokens, N real images of the batch, F frames (1)
 
 import math
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -144,3 +146,12 @@ def windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _leave_signals_to_the_command(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # and Slurm's warning all processes of a step
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # torchrun sends it to all processes of a rank
+        Thread(target=_end_when_the_command_says_so, daemon=True).start()
+
+
+def _end_when_the_command_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
