@@ -129,11 +129,13 @@ def matmul(precision: Precision) -> Step:
 def interleaved(steps: dict[str, Step], repeats: int, what: str) -> Times:
     """Seconds of each step: all of them in turn, as often as asked, after a first round that does not count."""
     times: Times = {name: [] for name in steps}
+    names = list(steps)
     with tqdm(total=len(steps) * (repeats + 1), desc=what) as bar:
-        for _ in range(repeats + 1):
-            for name, step in steps.items():
+        for repeat in range(repeats + 1):
+            start = repeat % len(names)  # what comes first has the caches that the last one left
+            for name in names[start:] + names[:start]:
                 started = time.perf_counter()
-                step()
+                steps[name]()
                 times[name].append(time.perf_counter() - started)
                 bar.update()
     return {name: seconds[1:] for name, seconds in times.items()}
