@@ -200,8 +200,10 @@ def _memory(model: Flamingo, flags: Flags, ranks: Ranks, image_shape: Sequence[i
         return ""
     found.notes.append(
         f"memory is for {optim.batch_size} samples of {flags.data.max_length} tokens and {flags.data.max_img} images each,"
-        " all other tokens supervised, beside what Python and its libraries take"
+        " all other tokens supervised: that of tensors, beside what Python and its libraries take"
     )
+    if ranks.device.type == "cpu":
+        found.notes.append("on a CPU the gaps of the heap of glibc take about a third more (docs/performance.md)")
     if optim.compile:
         found.notes.append("memory is that of layers that are not compiled")
     rows = [(name.replace("_", " "), _bytes(value)) for name, value in vars(needs).items() if name != "peak" and value]
