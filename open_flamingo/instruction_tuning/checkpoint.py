@@ -32,12 +32,11 @@ def state_to_save(model: Flamingo, also: Iterable[nn.Module] = ()) -> dict[str, 
     """
     embeddings = [model.lang_encoder.get_input_embeddings(), model.lang_encoder.get_output_embeddings()]  # type: ignore[operator]
     kept = {id(parameter) for module in (*embeddings, *also) for parameter in module.parameters()}
-    state = {
+    return {
         saved_name(name, family_of(model)): _with_rows(model, parameter)
         for name, parameter in model.named_parameters()
         if (parameter.requires_grad or id(parameter) in kept) and not name.startswith(ROWS)
     }
-    return state
 
 
 def _with_rows(model: Flamingo, parameter: Tensor) -> Tensor:

@@ -125,7 +125,10 @@ def joined(dist_url: str = "env://", backend: str | None = None, *, set_device: 
         return
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     url = launch.meeting_point if launch.meeting_point and dist_url == "env://" else dist_url
-    dist.init_process_group(backend, init_method=url, rank=launch.rank, world_size=launch.world_size)
+    store, _, _ = next(dist.rendezvous(url, launch.rank, launch.world_size))
+    # torchrun's store outlives its workers: started again, they would find each other's addresses of the time before
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size)
     yield Ranks(launch.rank, launch.world_size, device, launch.node_size)
     # not after an error: leaving waits for what the other ranks began, while the end of this process tells them
     dist.destroy_process_group()

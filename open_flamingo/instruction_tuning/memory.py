@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from open_flamingo.instruction_tuning.data.batches import Batch
 from open_flamingo.instruction_tuning.distributed import Ranks
+from open_flamingo.instruction_tuning.parallel import groups
 from open_flamingo.instruction_tuning.trainer import Trainer, forward
 from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.flamingo_lm import FlamingoLayer
 
 STEP_COUNT = 4
 """Bytes of AdamW's own count of steps, one per parameter."""
@@ -236,15 +236,13 @@ def _sharded(model: Flamingo) -> Iterator[nn.Parameter]:
 
 def _gathered(model: Flamingo) -> int:
     """What FSDP holds whole: all that is in no group, a group at work with the next one, and a group's gradients twice."""
-    parts = [part for layer in model.perceiver.layers for part in layer.children()]
-    layers = [module for module in model.lang_encoder.modules() if isinstance(module, FlamingoLayer)]
-    groups = [list(module.parameters()) for module in (*parts, *layers)]
-    grouped = {id(p) for group in groups for p in group}
+    gathered = [list(module.parameters()) for module in groups(model)]
+    grouped = {id(p) for group in gathered for p in group}
     rest = sum(_size(p) for p in _sharded(model) if id(p) not in grouped)
     return (
         rest
-        + 2 * max(_total(group) for group in groups)
-        + 2 * max(_total(p for p in group if p.requires_grad) for group in groups)
+        + 2 * max(_total(group) for group in gathered)
+        + 2 * max(_total(p for p in group if p.requires_grad) for group in gathered)
     )
 
 

@@ -59,6 +59,12 @@ def device_mesh(ranks: Ranks, sharding: Sharding) -> DeviceMesh:
     return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
 
 
+def groups(model: Flamingo) -> list[nn.Module]:
+    """The modules whose weights are gathered together: parts of the resampler, decoder layers with their blocks."""
+    parts = [part for layer in model.perceiver.layers for part in layer.children()]
+    return [*parts, *(module for module in model.lang_encoder.modules() if isinstance(module, FlamingoLayer))]
+
+
 def shard(model: Flamingo, mesh: DeviceMesh) -> None:
     """Shard `model` in place over `mesh`, in groups: parts of the resampler, decoder layers with their blocks, the rest.
 
@@ -66,9 +72,7 @@ def shard(model: Flamingo, mesh: DeviceMesh) -> None:
     """
     # a rank whose batch has no image does not call the tower, so the others would wait for its shards for ever
     tower = set(model.vision_encoder.parameters())
-    parts = [part for layer in model.perceiver.layers for part in layer.children()]
-    layers = [module for module in model.lang_encoder.modules() if isinstance(module, FlamingoLayer)]
-    for module in (*parts, *layers, model):
+    for module in (*groups(model), model):
         fully_shard(module, mesh=mesh, ignored_params=tower)
     register_fsdp_forward_method(model, "generate")
 

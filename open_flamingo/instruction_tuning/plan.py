@@ -26,7 +26,7 @@ from open_flamingo.instruction_tuning.data.loader import Epoch, InstructionData
 from open_flamingo.instruction_tuning.data.summary import mixture_table
 from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.memory import Memory, estimate, largest_batch
-from open_flamingo.instruction_tuning.saving import EPOCHS, NEEDED, STEPS, continued_from
+from open_flamingo.instruction_tuning.saving import checkpoints_of, continued_from, newest_checkpoint, refuse_incomplete
 from open_flamingo.instruction_tuning.tracking import refuse_unwritable
 from open_flamingo.instruction_tuning.trainer import make_trainer
 from open_flamingo.instruction_tuning.tuning import TuningConfig, prepare_model_for_tuning, read_tuning_config
@@ -263,11 +263,10 @@ def _checkpoints(run: RunConfig, ranks: Ranks, found: Findings) -> str | None:
                 " --resume_from_checkpoint names a released OpenFlamingo"
             )
         return run.resume_from_checkpoint
-    older = [*run.run_name.glob(EPOCHS), *run.run_name.glob(STEPS)]
-    if not older:
+    newest = found.attempt(newest_checkpoint, run.run_name)
+    if newest is None and not checkpoints_of(run.run_name):
         found.notes.append(f"--continue_training finds no checkpoint in {run.run_name}: the run starts anew")
-        return None
-    return str(max(older, key=lambda path: path.stat().st_mtime))
+    return None if newest is None else str(newest)
 
 
 def _check_checkpoints(model: Flamingo, paths: str, flags: Flags) -> None:
@@ -280,10 +279,7 @@ def _check_checkpoints(model: Flamingo, paths: str, flags: Flags) -> None:
     if not flags.run.continue_training:
         return
     path, last = list(payloads.items())[-1]
-    if missing := [name for name in NEEDED if name not in last]:
-        raise ValueError(
-            f"checkpoint {path} lacks {missing[0]!r}: --continue_training needs one written by this command"
-        )
+    refuse_incomplete(path, last)
     if last["place"]["epoch"] >= flags.optim.num_epochs:
         raise ValueError(f"{path} has done {last['place']['epoch']} epochs already: raise --num_epochs to train on")
 

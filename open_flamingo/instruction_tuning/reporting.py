@@ -60,11 +60,12 @@ class Reporter:
         number, ranks = self.trainer.step, self.trainer.ranks
         self._count_broken(window)
         samples = sum(len(batch.input_ids) for batch in window)
-        tokens = ranks.world_size * sum(int(batch.attention_mask.sum()) for batch in window) / seconds
+        attended, room = tokens_of(window)
+        tokens = ranks.world_size * attended / seconds
         values = {
             "train/lr": step.lr,
             "train/skipped_steps": self.trainer.skipped,
-            "data/padding": padding_share(window),
+            "data/padding": 1 - attended / room,
             "data/replaced_samples": self.broken,
             "time/data_time": self.data_time,
             "time/step_time_m": seconds,
@@ -124,10 +125,10 @@ class Reporter:
         return [self.data.datasets[piece.dataset].where(piece.record) for piece in pieces]
 
 
-def padding_share(window: list[Batch]) -> float:
-    """The share of a window's tokens that are padding."""
+def tokens_of(window: list[Batch]) -> tuple[int, int]:
+    """The tokens of a window, without its padding and with it."""
     masks = [batch.attention_mask for batch in window]
-    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    return int(torch.stack([mask.sum() for mask in masks]).sum()), sum(mask.numel() for mask in masks)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -33,7 +33,7 @@ def show(
 
     None off the main rank, where a sharded model works along all the same.
     """
-    if not (trainer.ranks.is_main or is_sharded(trainer.model)):
+    if not takes_part(trainer):
         return None
     ids, attended = batch.input_ids[0], batch.attention_mask[0].bool()
     supervised = batch.supervised[0, 1:]
@@ -48,6 +48,11 @@ def show(
         return None
     text = "\n".join(f"{what + ':':<12}{tokenizer.decode(x)}" for what, x in lines.items() if x is not None)
     return Shown(text, as_pictures(batch.images[:count], trainer.model.vision_encoder.preprocess_cfg))
+
+
+def takes_part(trainer: Trainer) -> bool:
+    """Whether this rank is needed for a sample to be shown: the main one, or any of a sharded model."""
+    return trainer.ranks.is_main or is_sharded(trainer.model)
 
 
 def first_answer(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, batch: Batch) -> Tensor:

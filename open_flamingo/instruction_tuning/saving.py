@@ -1,9 +1,9 @@
-"""The checkpoints of a run: when one is due, what stands in it beside weights, and from which one a run goes on."""
+"""The checkpoints of a run: what stands in them beside weights, which ones stay, and from which one a run goes on."""
 
 import logging
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ EPOCHS, STEPS = "checkpoint_[0-9]*.pt", "checkpoint_step*.pt"
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """How often torchrun (--max_restarts) or Slurm (--requeue) has started this command again."""
 
-NEEDED = ("place", "step", "skipped", "optimizer_state_dict", "lr_scheduler_state_dict", "scaler_state_dict")
+NEEDED = (
+    "place",
+    "step",
+    "skipped",
+    "best_loss",
+    "optimizer_state_dict",
+    "lr_scheduler_state_dict",
+    "scaler_state_dict",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Saver:
         path = epoch_path(self.run.run_name, epoch)
         self._write(path, Place(epoch + 1))
         if self.run.delete_previous_checkpoint:
-            self._remove(p for p in self.run.run_name.glob("checkpoint_*.pt") if p != path)
+            self._remove(p for p in checkpoints_of(self.run.run_name) if p != path)
 
     def step(self, place: Place) -> None:
         """Write the checkpoint of a step inside an epoch; of these the last --keep_last stay."""
@@ -104,7 +112,7 @@ class Saver:
             self.tracker.checkpoint(path)
         trainer.ranks.barrier()
 
-    def _remove(self, paths: Any) -> None:
+    def _remove(self, paths: Iterable[Path]) -> None:
         if self.trainer.ranks.is_main:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -128,16 +136,21 @@ def restore(trainer: Trainer, paths: str) -> Place:
     """Take optimizer, schedule and counts from the last of `paths`; the place in the data to go on from."""
     path = split_paths(paths)[-1]
     payload = read_checkpoint(path)
-    if missing := [name for name in NEEDED if name not in payload]:
-        raise ValueError(
-            f"checkpoint {path} lacks {missing[0]!r}: --continue_training needs one written by this command"
-        )
+    refuse_incomplete(path, payload)
     load_optimizer_state(trainer.optimizer, payload["optimizer_state_dict"])
     trainer.scheduler.load_state_dict(payload["lr_scheduler_state_dict"])
     trainer.scaler.load_state_dict(payload["scaler_state_dict"])
     trainer.step, trainer.best_loss = payload["step"], payload["best_loss"]
     trainer.skipped, trainer.skipped_in_a_row = payload["skipped"]
     return Place(**payload["place"])
+
+
+def refuse_incomplete(path: Path | str, payload: Mapping[str, Any]) -> None:
+    """Raise ValueError for the content of a file that a run cannot go on from."""
+    if missing := [name for name in NEEDED if name not in payload]:
+        raise ValueError(
+            f"checkpoint {path} lacks {missing[0]!r}: --continue_training needs one written by this command"
+        )
 
 
 def is_restarted() -> bool:
@@ -152,10 +165,10 @@ def continued_from(run: RunConfig, ranks: Ranks) -> str | None:
     --continue_training that names none. Raises ValueError where a run would be written over another.
     """
     if is_restarted() or (run.continue_training and not run.resume_from_checkpoint):
-        newest = ranks.gather(newest_checkpoint(run.run_name) if ranks.is_main else None)[0]
+        newest = ranks.gather(_chosen(run.run_name) if ranks.is_main else None)[0]
         if newest is not None:
             return str(newest)
-    elif not run.continue_training and (older := _checkpoints(run.run_name)):
+    elif not run.continue_training and (older := checkpoints_of(run.run_name)):
         raise ValueError(
             f"{run.run_name} already holds {older[0].name}: go on with it by --continue_training, or choose another"
             " --run_name"
@@ -163,15 +176,20 @@ def continued_from(run: RunConfig, ranks: Ranks) -> str | None:
     return run.resume_from_checkpoint if run.continue_training else None
 
 
+def _chosen(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint; what was left half-written beside it goes."""
+    for left_over in run_folder.glob(f".checkpoint_*{PARTIAL}"):
+        left_over.unlink()
+    return newest_checkpoint(run_folder)
+
+
 def newest_checkpoint(run_folder: Path) -> Path | None:
     """The whole checkpoint of the most steps, if the run has any; damaged ones are stepped over, with a warning.
 
     Raises ValueError where all are damaged.
     """
-    for left_over in run_folder.glob(f".checkpoint_*{PARTIAL}"):
-        left_over.unlink()
     steps, problems = {}, []
-    for path in _checkpoints(run_folder):
+    for path in checkpoints_of(run_folder):
         try:
             steps[path] = read_checkpoint(path)["step"]
         except (ValueError, KeyError) as error:
@@ -196,6 +214,6 @@ def is_intact(path: Path) -> bool:
         return False
 
 
-def _checkpoints(run_folder: Path) -> list[Path]:
+def checkpoints_of(run_folder: Path) -> list[Path]:
     """Of epochs and of steps, not the best one, which a run does not go on from."""
     return sorted({*run_folder.glob(EPOCHS), *run_folder.glob(STEPS)})

@@ -74,6 +74,10 @@ def train(flags: Flags, ranks: Ranks) -> signal.Signals | None:
     bases = load_weights(model, continued or flags.run.resume_from_checkpoint, continues=continued is not None)
     turns = TurnTokenizer(tokenizer, model.media_token_id, flags.data.instruction_prompt_template)
     data = instruction_data(datasets, turns, transform, flags, quiet=not ranks.is_main)
+    validation = None
+    if held_out:
+        held_out_data = instruction_data(held_out, turns, transform, flags, quiet=not ranks.is_main, held_out=True)
+        validation = Validation(held_out_data, flags, ranks)
     loader = partial(epoch_batches, data, flags, ranks)
     steps = math.ceil(len(loader(Place())) / flags.optim.gradient_accumulation_steps) * flags.optim.num_epochs
     trainer = make_trainer(model, flags.optim, tuning.learning_rates, steps, ranks, flags.run.seed)
@@ -97,7 +101,7 @@ def train(flags: Flags, ranks: Ranks) -> signal.Signals | None:
                 loader=loader,
                 saver=Saver(trainer, flags.run, also, about, tracker),
                 reporter=Reporter(trainer, data, tokenizer, tracker, flags.run.logging_steps, bar),
-                validation=validation_of(held_out, turns, transform, flags, ranks),
+                validation=validation,
                 stop=stop,
             )
             while place.epoch < flags.optim.num_epochs and not session.is_stopped:
@@ -171,50 +175,32 @@ def validate(session: Session, place: Place) -> None:
 
 
 def instruction_data(
-    datasets: list[Dataset], turns: TurnTokenizer, transform: Callable, flags: Flags, *, quiet: bool
+    datasets: list[Dataset],
+    turns: TurnTokenizer,
+    transform: Callable,
+    flags: Flags,
+    *,
+    quiet: bool,
+    held_out: bool = False,
 ) -> InstructionData:
-    """The records to train on, checked."""
+    """The records, checked; held-out ones as they are: none is packed behind another, no image is augmented."""
     data = InstructionData(
         datasets,
         turns,
         transform,
         max_length=flags.data.max_length,
         max_img=flags.data.max_img,
-        multiturn_augmentation=flags.data.multiturn_augmentation,
+        multiturn_augmentation=0 if held_out else flags.data.multiturn_augmentation,
         seed=flags.run.seed,
         packing=flags.data.pack,
         skip_bad_images=flags.data.on_bad_image == "skip",
+        augmented=not held_out,
         cache=flags.data.data_cache,
         quiet=quiet,
     )
-    if not flags.data.skip_check_overlength:
+    if held_out or not flags.data.skip_check_overlength:
         data.check()
     return data
-
-
-def validation_of(
-    datasets: list[Dataset], turns: TurnTokenizer, transform: Callable, flags: Flags, ranks: Ranks
-) -> Validation | None:
-    """The held-out records, as they are: none is packed behind another, no image is augmented."""
-    if not datasets:
-        return None
-    data = InstructionData(
-        datasets,
-        turns,
-        transform,
-        max_length=flags.data.max_length,
-        max_img=flags.data.max_img,
-        multiturn_augmentation=0,
-        seed=flags.run.seed,
-        skip_bad_images=flags.data.on_bad_image == "skip",
-        augmented=False,
-        cache=flags.data.data_cache,
-        quiet=not ranks.is_main,
-    )
-    data.check()
-    return Validation(
-        data, flags.run.val_num_samples, flags.run.val_answers, flags.optim.batch_size, flags.data.workers, ranks
-    )
 
 
 def load_weights(model: Flamingo, paths: str | None, *, continues: bool) -> list[str]:

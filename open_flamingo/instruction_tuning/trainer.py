@@ -142,7 +142,7 @@ def train_step(trainer: Trainer, window: list[Batch], datasets: int = 1) -> Step
     if not targets.item():
         trainer.skipped += 1
         return Step(math.nan, math.nan, 0.0, lr, Tally(tally), problem="no supervised token")
-    suspects: list[Piece] = []
+    losses = []
     for i, batch in enumerate(window):
         # the backward pass too: gradient checkpointing computes the attention there once more
         kernel = training_attention(ranks.device, trainer.precision, batch.input_ids.shape[1])
@@ -151,11 +151,14 @@ def train_step(trainer: Trainer, window: list[Batch], datasets: int = 1) -> Step
             # DDP and FSDP take the mean over ranks, and the loss is a sum
             trainer.scaler.scale(out.total * ranks.world_size / targets).backward()
         add(tally, out, batch)
-        if not math.isfinite(out.total.item()):
-            suspects += batch.pieces
-    result = Tally(ranks.sum(tally))
-    step = Step(result.loss, result.accuracy, clip(trainer), lr, result, out.predictions, suspects=suspects)
+        losses.append(out.total.detach())
+    result = Tally(ranks.sum(tally).cpu())
+    step = Step(result.loss, result.accuracy, clip(trainer), lr, result, out.predictions)
     step.problem = problem_of(step)
+    if step.problem:  # only then: each look at a value waits for the device
+        step.suspects = [
+            p for batch, loss in zip(window, losses, strict=True) if not loss.isfinite() for p in batch.pieces
+        ]
     _finish(trainer, step)
     return step
 

@@ -77,6 +77,8 @@ class Flamingo(nn.Module):
         keeps the images for the calls that follow, as `cache_media` does. Raises ValueError where images and `<image>`
         tokens do not agree.
         """
+        if labels is not None and supervised is not None:
+            raise ValueError("labels need all logits, and supervised gives none: give one of them")
         media = self._media(vision_x, lang_x)
         if supervised is not None:
             return self._supervised(media, lang_x, attention_mask, supervised)

@@ -78,11 +78,13 @@ def test_a_run_without_checkpoints_has_no_newest_one(tmp_path):
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_half_written_checkpoint_is_removed(tmp_path):
+def test_a_half_written_checkpoint_is_removed_by_a_run_that_goes_on(tmp_path):
     newest = written(epoch_path(tmp_path, 0), 4)
     left_over = tmp_path / ".checkpoint_1.pt.partial"
     left_over.write_bytes(b"half")
     assert newest_checkpoint(tmp_path) == newest
+    assert left_over.exists()  # looking changes nothing, as a dry run does
+    assert continued_from(RunConfig(run_name=tmp_path, continue_training=True), ALONE) == str(newest)
     assert not left_over.exists()
 
 
