@@ -1,18 +1,14 @@
 """Frozen weights in half precision, trained weights and optimizer state in fp32, arithmetic under autocast."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from open_flamingo.instruction_tuning.config import Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "amp_bf16": torch.bfloat16, "amp_bfloat16": torch.bfloat16, "fp16": torch.float16}
 _FROZEN = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-SHORT_TEXT = 400
-"""Tokens below which plain matrix products train faster than the fused attention kernel, in half precision on a CPU."""
 
 
 def frozen_dtype(precision: Precision) -> torch.dtype:
@@ -34,14 +30,3 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """The arithmetic of a precision."""
     dtype = _AUTOCAST.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def training_attention(device: torch.device, precision: Precision, length: int) -> AbstractContextManager:
-    """The attention kernel to train with, for texts of `length` tokens.
-
-    On a CPU the fused bf16 kernel takes four times as long as plain matrix products at 20 tokens, and less from about
-    400 tokens on (docs/performance.md).
-    """
-    if device.type == "cpu" and precision != "fp32" and length < SHORT_TEXT:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()

@@ -16,7 +16,8 @@ from open_flamingo.instruction_tuning.data.loader import Piece
 from open_flamingo.instruction_tuning.distributed import Ranks
 from open_flamingo.instruction_tuning.optim import make_optimizer, make_scheduler
 from open_flamingo.instruction_tuning.parallel import distribute, unsynced, whole
-from open_flamingo.instruction_tuning.precision import autocast, cast_frozen, training_attention
+from open_flamingo.instruction_tuning.precision import autocast, cast_frozen
+from open_flamingo.src.attention import use_attend
 from open_flamingo.src.flamingo import Flamingo
 from open_flamingo.src.loss import SupervisedLoss
 
@@ -55,6 +56,7 @@ def make_trainer(
 ) -> Trainer:
     """Put the model on its device, in its precision, among its ranks, with optimizer and schedule."""
     cast_frozen(model, optim.precision)
+    use_attend(model.lang_encoder)
     if optim.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()
@@ -144,9 +146,7 @@ def train_step(trainer: Trainer, window: list[Batch], datasets: int = 1) -> Step
         return Step(math.nan, math.nan, 0.0, lr, Tally(tally), problem="no supervised token")
     losses = []
     for i, batch in enumerate(window):
-        # the backward pass too: gradient checkpointing computes the attention there once more
-        kernel = training_attention(ranks.device, trainer.precision, batch.input_ids.shape[1])
-        with kernel, nullcontext() if i == len(window) - 1 else unsynced(trainer.wrapped):
+        with nullcontext() if i == len(window) - 1 else unsynced(trainer.wrapped):
             out = forward(trainer, batch)
             # DDP and FSDP take the mean over ranks, and the loss is a sum
             trainer.scaler.scale(out.total * ranks.world_size / targets).backward()

@@ -13,7 +13,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from open_flamingo.src.media import AttendedMedia, attend_few
+from open_flamingo.src.attention import attend
+from open_flamingo.src.media import AttendedMedia
 
 
 def feed_forward(dim: int, mult: int = 4) -> nn.Sequential:
@@ -46,7 +47,7 @@ class PerceiverAttention(nn.Module):
         q = rearrange(self.to_q(latents), "b T n (h d) -> (b T) h n d", h=self.heads)
         context = self.to_kv(torch.cat((media, latents), dim=-2))
         k, v = rearrange(context, "b T v (two h d) -> two (b T) h v d", two=2, h=self.heads)
-        out = attend_few(q, k, v)
+        out = attend(q, k, v)
         return self.to_out(rearrange(out, "(b T) h n d -> b T n (h d)", b=latents.shape[0], T=latents.shape[1]))
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from open_flamingo.src.attention import attend
 
 MediaAttention = Literal["previous", "next"]
 """Whether a text token belongs to the image before it, or, in OpenFlamingo's first version, to the image after it."""
@@ -123,7 +123,7 @@ class LastImage(AttendedMedia):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         padded = q.new_zeros(len(self.images) * self.size, *q.shape[1:]).index_copy(0, self.slots, q)
         queries = rearrange(padded, "(c C) h d -> c h C d", C=self.size)
-        out = attend_few(queries, k[self.images], v[self.images])
+        out = attend(queries, k[self.images], v[self.images])
         return rearrange(out, "c h C d -> (c C) h d")[self.slots]
 
 
@@ -139,15 +139,7 @@ class AllImagesBefore(AttendedMedia):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = self.mask.repeat_interleave(k.shape[2], dim=1)
         k, v = (rearrange(x, "N h n d -> h (N n) d") for x in (k, v))
-        return F.scaled_dot_product_attention(q.transpose(0, 1), k, v, attn_mask=mask).transpose(0, 1)
-
-
-def attend_few(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over the few keys of an image: fused, or, in half precision on a CPU, by plain products (docs/performance.md)."""
-    if q.device.type == "cpu" and q.dtype != torch.float32:
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
+        return attend(q.transpose(0, 1), k, v, mask).transpose(0, 1)
 
 
 @dataclass

@@ -30,6 +30,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from open_flamingo.src.alibi import SharedMask
+from open_flamingo.src.attention import attend
 
 NORM_EPS = 1e-5
 ONLY_KNOWN = {
@@ -113,7 +114,7 @@ class MosaicGPTAttention(nn.Module):
             k, v = past_key_values.update(k, v, self.layer_idx)
         dropout = self.dropout if self.training else 0.0
         mask = shared.get(unseen, q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)
+        out = attend(q, k, v, mask, dropout=dropout, scale=self.scale)
         return self.out_proj(rearrange(out, "b h t d -> b t (h d)"))
 
 

@@ -4,13 +4,13 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.models.mpt.modeling_mpt import MptAttention, MptModel
 
 from open_flamingo.src.alibi import SharedMask
+from open_flamingo.src.attention import attend
 
 
 class FusedMptAttention(MptAttention):
@@ -33,14 +33,9 @@ class FusedMptAttention(MptAttention):
         q, k, v = rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=self.n_heads)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=position_bias.get(attention_mask, q.dtype),
-            dropout_p=self.attn_dropout_p if self.training else 0.0,
-            scale=self.softmax_scale,
-        )
+        mask = position_bias.get(attention_mask, q.dtype)
+        dropout = self.attn_dropout_p if self.training else 0.0
+        out = attend(q, k, v, mask, dropout=dropout, scale=self.softmax_scale)
         return self.out_proj(rearrange(out, "b h t d -> b t (h d)")), None
 
 

@@ -13,6 +13,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from open_flamingo import Flamingo
 from open_flamingo.src.alibi import SharedMask, additive_mask, slopes
+from open_flamingo.src.attention import LONG
 from open_flamingo.src.mpt import use_sdpa
 from open_flamingo.src.vision import create_vision_encoder, visual_width
 
@@ -227,11 +228,11 @@ def test_slopes_follow_the_config_which_the_library_ignores():
     assert not torch.allclose(attended_logits(eager, batch("left")), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_layers_keep_one_and_the_same_mask_for_the_backward_pass(dtype):
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float32, 21), (torch.bfloat16, LONG)])
+def test_all_layers_keep_one_and_the_same_mask_for_the_backward_pass(dtype, length):
     model = fused(random_mpt(heads=6)).train()
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        kept = masks_kept_for_backward(model, batch("right"), (2, 6, 21, 21))
+        kept = masks_kept_for_backward(model, batch("right", length), (2, 6, length, length))
     assert [tensor.dtype for tensor in kept] == [dtype] * model.config.n_layers
     assert len({tensor.data_ptr() for tensor in kept}) == 1
 
