@@ -1,20 +1,43 @@
 """A prompt and its images in, an answer out: one class for the commands, the API and evaluation."""
 
-from collections.abc import Sequence
+# b prompts, t tokens, N images, n latents, d width
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 
 from open_flamingo.instruction_tuning.build import load_trained
 from open_flamingo.instruction_tuning.config import Precision, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
-from open_flamingo.instruction_tuning.data.images import load_image
+from open_flamingo.instruction_tuning.data.images import load_images
 from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN, split_prompt
 from open_flamingo.instruction_tuning.distributed import pick_device
+from open_flamingo.instruction_tuning.generation import (
+    Answer,
+    Listen,
+    Listener,
+    Prompt,
+    Settings,
+    StopStrings,
+    decode,
+    until_stop,
+)
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen
+from open_flamingo.instruction_tuning.prefixes import Prefixes, Token
+from open_flamingo.src.attention import use_attend
 from open_flamingo.src.factory import MEDIA_TOKEN
+
+POSITIONS = re.compile(r"(embed_positions|wpe)$")
+"""The names of tables of learnt positions."""
 
 
 class Inferencer:
@@ -40,7 +63,14 @@ class Inferencer:
         template: str | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
+        compile: bool = False,
+        conversations: int = 1,
+        images_held: int = 256,
     ) -> None:
+        """Held for requests to come: the KV caches of the latest `conversations`, the latents of the latest images.
+
+        `compile` compiles the decoder layers.
+        """
         trained = load_trained(
             TrainedConfig(
                 checkpoint_paths=checkpoint_paths,
@@ -60,8 +90,22 @@ class Inferencer:
         self.precision = precision
         self.device = torch.device(device) if device else pick_device()
         cast_frozen(self.model, precision)
-        self.model.to(self.device)
+        self.model.to(self.device).eval()
+        use_attend(self.model.lang_encoder)
+        if compile:
+            self.model.compile_layers()
         self.turns = TurnTokenizer(self.tokenizer, self.model.media_token_id, self.template)
+        self.ends = [self.tokenizer.eos_token_id, self.model.eoc_token_id]
+        # in the first version's texts an image also changes what stands before it
+        self.prefixes = Prefixes(conversations if self.model.media_attention == "previous" else 0)
+        self.images_held = images_held
+        self._latents: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.positions = learned_positions(self.model.lang_encoder)
+
+    @classmethod
+    def from_pretrained(cls, path: str, **settings: Any) -> Self:
+        """The model of a checkpoint of this project or of a folder written by `export`; `settings` as in `__init__`."""
+        return cls(path, **settings)
 
     def __call__(  # noqa: PLR0913 - the generation settings that requests carry
         self,
@@ -76,49 +120,153 @@ class Inferencer:
         length_penalty: float = 1.0,
         no_repeat_ngram_size: int = 3,
         response_split: str = ASSISTANT.strip(),
+        *,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
     ) -> tuple[list[str], list[str]]:
         """The responses to one prompt or several, and the full texts they end.
 
         A prompt holds one `<image>` for each path in its list of images; `prompts.escape` keeps one in a user's text from
-        being taken for an image. A response ends where the model goes on with a
-        turn of its own: at `### Human:` or `response_split`. Raises ValueError where `<image>` and images do not agree
-        in number, and for an image that cannot be read.
+        being taken for an image. A response ends where the model goes on with a turn of its own, at `### Human:` or
+        `response_split`, and at any string of `stop`. Equal seeds give equal responses; without one they follow
+        `torch.manual_seed`. Raises ValueError where `<image>` and images do not agree in number, and for an image that
+        cannot be read.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         paths: list[Any] = [images] if isinstance(prompt, str) else list(images) or [[] for _ in prompts]
-        responses = self.answer(
-            [self._encode(text, its_images) for text, its_images in zip(prompts, paths, strict=True)],
-            [path for its_images in paths for path in its_images],
+        settings = Settings(
             max_new_tokens=max_new_token,
             num_beams=num_beams,
-            length_penalty=length_penalty if num_beams > 1 else None,
-            no_repeat_ngram_size=no_repeat_ngram_size,
             do_sample=do_sample,
-            **({"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+            stop=(HUMAN.strip(), response_split, *stop),
         )
-        responses = [response.split(response_split)[0].strip() for response in responses]
+        asked = [self.encode(text, its_images) for text, its_images in zip(prompts, paths, strict=True)]
+        seeds = None if seed is None else [seed + i for i in range(len(asked))]
+        responses = [answer.text for answer in self.answer(asked, settings, seeds)]
         return responses, [text + response for text, response in zip(prompts, responses)]
 
-    def answer(self, prompt_ids: list[list[int]], images: Sequence[str | Path], **generation: Any) -> list[str]:
-        """The responses to prompts given as ids; `images` are those of all prompts, in reading order."""
-        lang_x, attention_mask = self._pad_left(prompt_ids)
-        with autocast(self.device, self.precision):
-            output = self.model.generate(
-                self._load(images),
-                lang_x,
-                attention_mask,
-                eos_token_id=[self.tokenizer.eos_token_id, self.model.eoc_token_id],
-                pad_token_id=self.tokenizer.pad_token_id,
-                **generation,
-            )
-        texts = self.tokenizer.batch_decode(output[:, lang_x.shape[1] :], skip_special_tokens=True)
-        return [text.split(HUMAN.strip())[0].strip() for text in texts]
-
-    def _encode(self, prompt: str, images: Sequence[str]) -> list[int]:
+    def encode(self, prompt: str, images: Sequence[str | Path] = ()) -> Prompt:
+        """A prompt as ids. Raises ValueError where it does not hold one `<image>` for each image."""
         pieces = split_prompt(prompt)
         if len(pieces) - 1 != len(images):
             raise ValueError(f"the prompt holds {len(pieces) - 1} {MEDIA_TOKEN} for {len(images)} images: {prompt!r}")
-        return self.turns.prompt(pieces)
+        return Prompt(self.turns.prompt(pieces), images)
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        settings: Settings,
+        seeds: Sequence[int] | None = None,
+        listen: Listen | None = None,
+    ) -> list[Answer]:
+        """The answers to prompts, `settings.num_return_sequences` to each, one after another.
+
+        Each image is encoded once, however often it comes up. `seeds` are those of the prompts, if answers are sampled; the
+        further answers to a prompt have the seeds that follow its own. `listen` gets the text of each answer while it grows,
+        with the answer's number; beams cannot be listened to.
+        """
+        if not prompts:
+            return []
+        self._refuse(prompts, settings, listen)
+        if seeds is None:
+            seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        rows = [seed + i for seed in seeds for i in range(settings.num_return_sequences)]
+        start = max(len(prompt.ids) for prompt in prompts)
+        criteria = StoppingCriteriaList([StopStrings(self.tokenizer, settings.stop, start)])
+        listener = None if listen is None else Listener(self.tokenizer, settings.stop, start, listen)
+        if listener is not None:
+            criteria.append(listener)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            new = self._generate(prompts, settings, rows, criteria)[:, start:]
+        answers = [self._answer(ids, text, settings) for ids, text in zip(new.tolist(), decode(self.tokenizer, new))]
+        if listener is not None:
+            for row, answer in enumerate(answers):
+                listener.say(row, answer.text)
+        return answers
+
+    def stream(
+        self, prompt: str, images: Sequence[str | Path] = (), settings: Settings | None = None, seed: int | None = None
+    ) -> Iterator[str]:
+        """The answer to a prompt in pieces, each as soon as it is sure; closing the iterator ends the generation."""
+        asked, pieces, is_closed = self.encode(prompt, images), SimpleQueue[str | None](), False
+
+        def listen(_row: int, piece: str) -> bool:
+            if piece:
+                pieces.put(piece)
+            return not is_closed
+
+        with ThreadPoolExecutor(1) as pool:
+            seeds = None if seed is None else [seed]
+            work = pool.submit(self.answer, [asked], settings or Settings(), seeds, listen)
+            work.add_done_callback(lambda _: pieces.put(None))
+            try:
+                while (piece := pieces.get()) is not None:
+                    yield piece
+            finally:
+                is_closed = True
+            work.result()
+
+    def score(self, prompt: str, images: Sequence[str | Path], candidates: Sequence[str]) -> list[float]:
+        """The log-likelihood of each candidate as the whole answer to a prompt: of its tokens and its end."""
+        asked = self.encode(prompt, images)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            latents, _ = self._encode_images(asked.images)
+            ids = [torch.tensor([*self.turns.encode(text), self.turns.eos], device=self.device) for text in candidates]
+            lang_x = torch.tensor([asked.ids], device=self.device)
+            return self.model.score(None, lang_x, ids, latents=latents).tolist()
+
+    def _refuse(self, prompts: Sequence[Prompt], settings: Settings, listen: Listen | None) -> None:
+        """Raise ValueError for what cannot be answered so."""
+        if listen is not None and settings.num_beams > 1:
+            raise ValueError("an answer that beams search for is only known at its end: stream with num_beams 1")
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if self.positions is not None and longest + settings.max_new_tokens > self.positions:
+            raise ValueError(
+                f"a prompt of {longest} tokens with {settings.max_new_tokens} more to come does not fit into the"
+                f" {self.positions} positions of this language model: ask for fewer new tokens, or less"
+            )
+
+    def _generate(
+        self, prompts: Sequence[Prompt], settings: Settings, seeds: Sequence[int], criteria: StoppingCriteriaList
+    ) -> Tensor:
+        """The ids of prompts, padded on the left, and of their answers, a seed for each (r, t)."""
+        lang_x, attention_mask = self._pad_left([prompt.ids for prompt in prompts])
+        latents, digests = self._encode_images([path for prompt in prompts for path in prompt.images])
+        if settings.do_sample and not settings.is_seeded:
+            torch.manual_seed(seeds[0])  # beams are drawn together
+        text = self._text(prompts[0].ids, digests) if len(seeds) == 1 and settings.num_beams == 1 else None
+        output = self.model.generate(
+            None,
+            lang_x,
+            attention_mask,
+            latents=latents,
+            copies=settings.num_return_sequences if settings.is_seeded else 1,
+            eos_token_id=self.ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+            stopping_criteria=criteria,
+            past_key_values=None if text is None else self.prefixes.take(text),
+            return_dict_in_generate=True,
+            **settings.arguments(seeds, self.device),
+        )
+        if text is not None:
+            self.prefixes.keep([*text, *output.sequences[0, len(text) :].tolist()], output.past_key_values)
+        return output.sequences
+
+    def _answer(self, ids: list[int], text: str, settings: Settings) -> Answer:
+        marks = {*self.ends, self.tokenizer.pad_token_id}
+        tokens = next((i + (end in self.ends) for i, end in enumerate(ids) if end in marks), len(ids))
+        has_ended = tokens < settings.max_new_tokens or ids[-1] in marks or any(stop in text for stop in settings.stop)
+        return Answer(until_stop(text, settings.stop), tokens, not has_ended)
+
+    def _text(self, ids: list[int], digests: Sequence[bytes]) -> list[Token]:
+        """A prompt with its images in their places."""
+        images = iter(digests)
+        return [next(images) if token == self.model.media_token_id else token for token in ids]
 
     def _pad_left(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids (b, t), padded on the left, and the attention mask."""
@@ -128,8 +276,30 @@ class Inferencer:
         mask = torch.tensor([[0] * len(pad) + [1] * len(row) for pad, row in zip(padding, ids)], device=self.device)
         return lang_x, mask
 
-    def _load(self, paths: Sequence[str | Path]) -> Tensor | None:
-        """Images (N, 1, C, H, W), or None."""
+    def _encode_images(self, paths: Sequence[str | Path]) -> tuple[Tensor | None, list[bytes]]:
+        """The latents (N, n, d) of images, if there are any, and a digest of each image as the tower sees it."""
         if not paths:
-            return None
-        return torch.stack([load_image(Path(path), self.transform) for path in paths]).unsqueeze(1).to(self.device)
+            return None, []
+        pixels = load_images([Path(path) for path in paths], self.transform, None)
+        digests = [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels]
+        new = {digest: image for digest, image in zip(digests, pixels) if digest not in self._latents}
+        if new:
+            images = torch.stack(list(new.values())).unsqueeze(1).to(self.device)
+            self._latents.update(zip(new, self.model.encode(images)))
+        for digest in digests:
+            self._latents.move_to_end(digest)
+        latents = torch.stack([self._latents[digest] for digest in digests])
+        while len(self._latents) > self.images_held:
+            self._latents.popitem(last=False)
+        return latents, digests
+
+
+def learned_positions(lang_encoder: nn.Module) -> int | None:
+    """How many positions a language model knows that has learnt a vector for each of them (OPT, GPT-2); None for others."""
+    positions = getattr(lang_encoder.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    tables = [
+        m.num_embeddings
+        for name, m in lang_encoder.named_modules()
+        if isinstance(m, nn.Embedding) and POSITIONS.search(name)
+    ]
+    return positions if tables else None

@@ -2,12 +2,16 @@
 
 # b batch, T images per sample, N real images of the batch, F frames, v visual tokens, n latents, t text tokens, d width
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from open_flamingo.src.flamingo_lm import FlamingoLayer, inject
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
@@ -15,6 +19,22 @@ from open_flamingo.src.loss import SupervisedLoss, loss_of_logits, supervised_lo
 from open_flamingo.src.media import Media, MediaAttention, conditioned
 from open_flamingo.src.trained_rows import TrainedRows
 from open_flamingo.src.vision import visual_tokens
+
+SCORED_AT_ONCE = 16
+"""Candidates whose log-likelihoods are computed together."""
+
+
+class Never(LogitsProcessor):
+    """Keeps one token from being generated; transformers' own `suppress_tokens` compares with the whole vocabulary."""
+
+    def __init__(self, token_id: int) -> None:
+        self.token_id = token_id
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (r, V) without the token's."""
+        scores = scores.clone()
+        scores[:, self.token_id] = -torch.inf
+        return scores
 
 
 class Flamingo(nn.Module):
@@ -112,21 +132,64 @@ class Flamingo(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, vision_x: Tensor | None, lang_x: Tensor, attention_mask: Tensor | None = None, **generation: Any
-    ) -> Tensor:
+        self,
+        vision_x: Tensor | None,
+        lang_x: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        latents: Tensor | None = None,
+        copies: int = 1,
+        **generation: Any,
+    ) -> Any:
         """Prompt and generated ids (b, t + new), by `lang_encoder.generate` with any argument it takes.
 
-        `vision_x` as in `forward`; pad `lang_x` on the left. Stops at `<|endofchunk|>` (v1: at the end of the sequence)
-        unless `eos_token_id` says otherwise, and never generates `<image>`.
+        `vision_x` as in `forward`, or in its place the `latents` that `encode` made of the images; pad `lang_x` on the
+        left. Each prompt is answered in so many `copies`, one after another in the output (b copies, t + new). Stops at
+        `<|endofchunk|>` (v1: at the end of the sequence) unless `eos_token_id` says otherwise, and never generates
+        `<image>`.
         """
         generation.setdefault("eos_token_id", self.stop_token_id)
         if "generation_config" not in generation:
             generation.setdefault("use_cache", True)  # off in MPT's own settings
-        config: Any = generation.get("generation_config") or self.lang_encoder.generation_config
-        suppressed = generation.get("suppress_tokens") or config.suppress_tokens or []
-        generation["suppress_tokens"] = [*suppressed, self.media_token_id]
-        with conditioned(self._media(vision_x, lang_x)):
+        given = generation.pop("logits_processor", None) or []
+        generation["logits_processor"] = LogitsProcessorList([Never(self.media_token_id), *given])
+        media = self._media(vision_x, lang_x, latents)
+        if copies > 1:
+            lang_x = lang_x.repeat_interleave(copies, dim=0)
+            attention_mask = None if attention_mask is None else attention_mask.repeat_interleave(copies, dim=0)
+        with conditioned(media):
             return self.lang_encoder.generate(input_ids=lang_x, attention_mask=attention_mask, **generation)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def score(
+        self, vision_x: Tensor | None, lang_x: Tensor, candidates: Sequence[Tensor], *, latents: Tensor | None = None
+    ) -> Tensor:
+        """The log-likelihood of each of the candidates (k,) as what follows the one prompt `lang_x` (1, t): (c,).
+
+        `vision_x` and `latents` as in `generate`. The prompt is computed once.
+        """
+        media = self._media(vision_x, lang_x, latents)
+        last = torch.zeros_like(lang_x, dtype=torch.bool)
+        last[:, -1] = True
+        with conditioned(media, last):
+            prompt = self.lang_encoder(input_ids=lang_x, use_cache=True)
+        first = prompt.logits.float().log_softmax(dim=-1).flatten()
+        scores = []
+        for start in range(0, len(candidates), SCORED_AT_ONCE):
+            some = candidates[start : start + SCORED_AT_ONCE]
+            ids = pad_sequence(list(some), batch_first=True)
+            is_real = pad_sequence([torch.ones_like(candidate) for candidate in some], batch_first=True)
+            cache = deepcopy(prompt.past_key_values)
+            cache.reorder_cache(lang_x.new_zeros(len(some)))  # the one row, for each of them
+            at = is_real[:, 1:].bool()
+            with conditioned(media, at):
+                mask = torch.cat((lang_x.new_ones(len(some), lang_x.shape[1]), is_real[:, :-1]), dim=1)
+                out = self.lang_encoder(
+                    input_ids=ids[:, :-1], attention_mask=mask, past_key_values=cache, use_cache=True
+                )
+            rest = out.logits.float().log_softmax(dim=-1).gather(1, ids[:, 1:][at][:, None]).squeeze(1)
+            scores.append(first[ids[:, 0]].index_add(0, at.nonzero()[:, 0], rest))
+        return torch.cat(scores)
 
     @torch.no_grad()
     def cache_media(self, input_ids: Tensor, vision_x: Tensor) -> None:
@@ -162,26 +225,24 @@ class Flamingo(nn.Module):
             media.is_cached = True
         self._cached_media = media
 
-    def _media(self, vision_x: Tensor | None, lang_x: Tensor) -> Media | None:
+    def _media(self, vision_x: Tensor | None, lang_x: Tensor, latents: Tensor | None = None) -> Media | None:
         if self._cached_media is not None:
-            if vision_x is not None:
+            if vision_x is not None or latents is not None:
                 raise ValueError("images are cached: pass vision_x=None, or call uncache_media() first")
             return self._cached_media
         locations = lang_x == self.media_token_id
-        if vision_x is None:
+        counts = locations.sum(dim=1)
+        if vision_x is not None:
+            latents = self.encode(real_images(vision_x, counts))
+        if latents is None:
             if locations.any():
                 raise ValueError("the text holds <image> tokens, but no images were given")
             return None
-        images = real_images(vision_x, locations.sum(dim=1))
-        return Media(
-            self._encode(images),
-            locations,
-            self.media_token_id,
-            self.only_attend_immediate_media,
-            self.media_attention,
-        )
+        if len(latents) != int(counts.sum()):
+            raise ValueError(f"latents of {len(latents)} images were given for {int(counts.sum())} <image> tokens")
+        return Media(latents, locations, self.media_token_id, self.only_attend_immediate_media, self.media_attention)
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Images (N, F, C, H, W) to latents (N, n, d); N may be 0, so that every rank's gradients reach the resampler."""
         latents = self.perceiver.latents
         if len(images):

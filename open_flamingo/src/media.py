@@ -49,6 +49,8 @@ class Media:
     is_cached: bool = False
     """Text without `<image>` continues the text the images came with, with or without a KV cache."""
     memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    steps: dict[int, "AttendedMedia"] = field(default_factory=dict)
+    """What a generated token of so many rows attends: the same in every step."""
 
     def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
         """Keys and values of `layer`, computed once while no gradient is wanted."""
@@ -60,6 +62,17 @@ class Media:
 
     def place(self, input_ids: Tensor, past: int) -> "AttendedMedia":
         """Find the images of `input_ids` (r, t), which follow `past` tokens already in the KV cache."""
+        rows, length = input_ids.shape
+        is_step = length == 1 and past >= self.locations.shape[1] and not torch.is_grad_enabled()
+        if is_step and rows in self.steps:
+            return self.steps[rows]
+        attended = self._place(input_ids, past)
+        if is_step:
+            attended.memo = {}
+            self.steps[rows] = attended
+        return attended
+
+    def _place(self, input_ids: Tensor, past: int) -> "AttendedMedia":
         counts = self.locations.sum(dim=1)
         is_media = input_ids == self.media_token_id
         continues = self.is_cached and not bool(is_media.any())
@@ -87,17 +100,27 @@ class AttendedMedia:
         self.media, self.time, self.first = media, time, first
         self.tokens = (time > 0).flatten().nonzero().squeeze(1)
         """Flat indices of the tokens with an image, in reading order: (m,)."""
+        self.memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] | None = None
+        """Keys and values as `attend` takes them, where they are needed again and again."""
 
     def last(self, length: int) -> "AttendedMedia":
         """The last `length` tokens of the run: all that some upper layers see of a prompt (Gemma 4)."""
         return self if length == self.time.shape[1] else type(self)(self.media, self.time[:, -length:], self.first)
 
     def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
-        """Keys and values (N, h, n, d) of all images for `layer`."""
-        return self.media.keys_values(layer)
+        """Keys and values of `layer` as `attend` takes them."""
+        if self.memo is None:
+            return self.arrange(*self.media.keys_values(layer))
+        if layer not in self.memo:
+            self.memo[layer] = self.arrange(*self.media.keys_values(layer))
+        return self.memo[layer]
+
+    def arrange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (N, h, n, d) of all images in the order in which they are attended."""
+        raise NotImplementedError
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries (m, h, d), keys and values (N, h, n, d) to outputs (m, h, d)."""
+        """Queries (m, h, d), keys and values of `keys_values` to outputs (m, h, d)."""
         raise NotImplementedError
 
 
@@ -120,10 +143,13 @@ class LastImage(AttendedMedia):
         self.slots = chunk * self.size + offset
         self.images = image[offset == 0]
 
+    def arrange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k[self.images], v[self.images]
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         padded = q.new_zeros(len(self.images) * self.size, *q.shape[1:]).index_copy(0, self.slots, q)
         queries = rearrange(padded, "(c C) h d -> c h C d", C=self.size)
-        out = attend(queries, k[self.images], v[self.images])
+        out = attend(queries, k, v)
         return rearrange(out, "c h C d -> (c C) h d")[self.slots]
 
 
@@ -134,12 +160,15 @@ class AllImagesBefore(AttendedMedia):
         super().__init__(media, time, first)
         image = torch.arange(len(media.latents), device=time.device)
         first, time = first.expand_as(time).flatten()[self.tokens], time.flatten()[self.tokens]
-        self.mask = (image >= first[:, None]) & (image < (first + time)[:, None])
+        is_seen = (image >= first[:, None]) & (image < (first + time)[:, None])
+        self.mask = is_seen.repeat_interleave(media.latents.shape[1], dim=1)
+
+    def arrange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (rearrange(x, "N h n d -> h (N n) d") for x in (k, v))
+        return k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = self.mask.repeat_interleave(k.shape[2], dim=1)
-        k, v = (rearrange(x, "N h n d -> h (N n) d") for x in (k, v))
-        return attend(q.transpose(0, 1), k, v, mask).transpose(0, 1)
+        return attend(q.transpose(0, 1), k, v, self.mask).transpose(0, 1)
 
 
 @dataclass

@@ -44,9 +44,9 @@ def read(path):
 
 
 def test_every_record_is_answered_in_its_order_with_all_fields(flags, mixture, gallery, tmp_path, capsys):
-    main([*flags, *as_flags(instruction_path=mixture, num_samples=-1, results_dir=tmp_path)])
+    assert main([*flags, *as_flags(instruction_path=mixture, num_samples=-1, results_dir=tmp_path)]) == 0
     folder = tmp_path / "checkpoint_0" / "mixture_-1"
-    assert {path.name for path in folder.iterdir()} == {"colours.json", "sun.json", "summary.md"}
+    assert {path.name for path in folder.iterdir()} == {"colours.json", "sun.json", "summary.md", "summary.html"}
     expected = [
         {
             "input": "".join(image_tag(str(gallery / f"{color}.png")) for color in colors) + "Which colour?",
@@ -64,10 +64,10 @@ def test_every_record_is_answered_in_its_order_with_all_fields(flags, mixture, g
         == capsys.readouterr().out
         == (
             "| Dataset | Avg ROUGE-L | Avg target length | Avg prediction length | Exact matches | Match percentage"
-            " | Total samples |\n"
-            "| --- | --- | --- | --- | --- | --- | --- |\n"
-            "| colours | 1.0000 | 1.25 | 1.25 | 4 | 100.00% | 4 |\n"
-            "| sun | 1.0000 | 2.00 | 2.00 | 1 | 100.00% | 1 |\n"
+            " | Total samples | Token F1 | ANLS | Errors |\n"
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+            "| colours | 1.0000 | 1.25 | 1.25 | 4 | 100.00% | 4 | 1.0000 | 1.0000 | 0 |\n"
+            "| sun | 1.0000 | 2.00 | 2.00 | 1 | 100.00% | 1 | 1.0000 | 1.0000 | 0 |\n"
         )
     )
 
@@ -107,14 +107,33 @@ def test_the_prompt_template_of_the_flag_is_used(flags, tmp_path):
     assert row["prompt"] == format_prompt(SUN["input"], "guanaco")
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_its_record(flags, tmp_path):
-    path = write_json_file(tmp_path / "sun.json", [SUN])
-    with pytest.raises(ValueError, match=r"sun\.json, record 1: its prompt has \d+ tokens, more than --max_length 5"):
-        main([*flags, *as_flags(instruction_path=path, results_dir=tmp_path, max_length=5)])
+def test_a_metric_of_the_users_own_has_a_column(flags, gallery, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def letters(prediction, target):\n    return len(prediction)\n")
+    data = write_json_file(tmp_path / "one.json", [question("green")])
+    settings = as_flags(img_dir=gallery, metrics=f"{file}:letters, operator:eq")
+    assert main([*flags, *as_flags(instruction_path=data, results_dir=tmp_path), *settings]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("| Errors | letters | eq |")
+    assert table[2].endswith("| 0 | 5.0000 | 1.0000 |")
 
 
-def test_a_missing_image_is_refused_and_no_results_are_written(flags, tmp_path):
-    path = write_json_file(tmp_path / "one.json", [question("green")])
-    with pytest.raises(ValueError, match=r"image green\.png does not exist"):
-        main([*flags, *as_flags(instruction_path=path, results_dir=tmp_path / "results")])
-    assert not (tmp_path / "results").exists()
+def test_a_metric_that_does_not_exist_is_refused_before_the_model_is_read(tmp_path):
+    with pytest.raises(ValueError, match="--metrics"):
+        main(as_flags(checkpoint_paths=tmp_path / "gone.pt", instruction_path=tmp_path / "gone.json", metrics="gone:f"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("batch_size", 0, "--batch_size must be at least 1, not 0"),
+        ("max_batch_tokens", -1, "--max_batch_tokens must be at least 0, not -1"),
+        ("max_new_token", 0, "--max_new_token must be at least 1, not 0"),
+        ("temperature", 0, "temperature must be above 0"),
+    ],
+)
+def test_a_bad_flag_ends_with_code_2_and_a_message(capsys, flag, value, message):
+    with pytest.raises(SystemExit) as end:
+        main(as_flags(checkpoint_paths="x.pt", instruction_path="x.json", **{flag: value}))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_a_prompt_whose_image_tokens_and_images_differ_in_number_is_refused(infe
 
 def test_an_image_token_in_a_users_text_is_text(inferencer, images):
     text = escape("Which colour is <image> in <|endofchunk|>?")
-    (ids,) = [inferencer._encode(format_prompt(f"{MEDIA_TOKEN}{text}", TEMPLATE), images[0])]
+    (ids,) = [inferencer.encode(format_prompt(f"{MEDIA_TOKEN}{text}", TEMPLATE), images[0]).ids]
     assert ids.count(inferencer.model.media_token_id) == 1
     assert inferencer.model.eoc_token_id not in ids
     assert "<image> in <|endofchunk|>?" in inferencer.tokenizer.decode(ids)

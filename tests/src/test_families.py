@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from open_flamingo import Flamingo
+from open_flamingo.instruction_tuning.prefixes import Prefixes
 from open_flamingo.src.factory import freeze
 from open_flamingo.src.flamingo_lm import FlamingoLayer, find_decoder_layers
 from open_flamingo.src.vision import create_vision_encoder, visual_width
@@ -347,6 +348,45 @@ def test_a_few_training_steps_reach_every_new_parameter_and_lower_the_loss(famil
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_is_the_same_with_and_without_a_cache(family, built, beams):
     assert_generation_does_not_depend_on_the_cache(built(family).model, random_images(2, 2), beams)
+
+
+@every_family
+def test_a_text_that_goes_on_continues_the_cache_of_its_beginning(family, built):
+    model = built(family).model
+    settings = {
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "no_repeat_ngram_size": 1,
+        "pad_token_id": PAD_ID,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    text = left_padded_batch()["lang_x"][:1]
+    images = random_images(1, 2)
+    prefixes = Prefixes(size=1)
+    begun = model.generate(images[:, :1], text[:, :7], torch.ones_like(text[:, :7]), **settings)
+    prefixes.keep(begun.sequences[0].tolist(), begun.past_key_values)
+    cache = prefixes.take(text[0].tolist())
+    assert cache is None or cache.get_seq_length() >= 7
+    continued = model.generate(images, text, torch.ones_like(text), past_key_values=cache, **settings)
+    afresh = model.generate(images, text, torch.ones_like(text), **settings)
+    assert continued.sequences.tolist() == afresh.sequences.tolist()
+    torch.testing.assert_close(torch.stack(continued.logits), torch.stack(afresh.logits), **FLOATS)
+
+
+@every_family
+def test_scores_are_the_log_likelihoods_of_whole_texts(family, built):
+    model = built(family).model
+    text, images = left_padded_batch()["lang_x"][:1], random_images(1, 2)
+    candidates = [text[0, :n] for n in (1, 5, 3, 8)]
+    for candidate in candidates:
+        candidate[candidate == IMAGE_ID] = 1
+    expected = []
+    for candidate in candidates:
+        ids = torch.cat((text, candidate[None]), dim=1)
+        logits = model(images, ids).logits[0, LENGTH - 1 : -1].log_softmax(dim=-1)
+        expected.append(logits.gather(1, candidate[:, None]).sum())
+    torch.testing.assert_close(model.score(images, text, candidates), torch.stack(expected), **FLOATS)
 
 
 @every_family

@@ -141,6 +141,31 @@ def test_each_beam_attends_as_its_sample(only_immediate, belongs_to, locations, 
     torch.testing.assert_close(actual, expected, **ROUNDING)
 
 
+@BOTH_SIDES
+@BOTH_MASKS
+@LAYOUTS
+@given(locations=layouts(), beams=st.integers(1, 3))
+@torch.no_grad()
+def test_generated_tokens_attend_alike_in_every_step_and_arrange_keys_once(
+    only_immediate, belongs_to, locations, beams
+):
+    attention, _, latents = random_parts(locations)
+    media = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to)
+    whole = torch.cat((locations, torch.zeros(len(locations), 3, dtype=torch.bool)), dim=1)
+    text = torch.randn(len(locations), 3, WIDTH)
+    before = torch.zeros(*locations.shape, WIDTH)
+    media_of_whole = Media(latents, whole, IMAGE_ID, only_immediate, belongs_to)
+    expected = attend(attention, torch.cat((before, text), dim=1), media_of_whole, ids_of(whole))
+    steps = []
+    for i in range(3):
+        token, past = text[:, i : i + 1].repeat_interleave(beams, 0), locations.shape[1] + i
+        out = attend(attention, token, media, torch.zeros(len(token), 1, dtype=torch.long), past)
+        torch.testing.assert_close(out, expected[:, past : past + 1].repeat_interleave(beams, 0), **ROUNDING)
+        steps.append(media.place(torch.zeros(len(token), 1, dtype=torch.long), past))
+    assert steps[0] is steps[1] is steps[2]
+    assert steps[0].keys_values(attention)[0] is steps[2].keys_values(attention)[0]
+
+
 def test_in_one_layer_a_token_after_image_k_depends_on_image_k_alone():
     locations = torch.cat((row_of(2, 5, 90, length=100), row_of(0, 1, length=100)))
     attention, text, latents = random_parts(locations)

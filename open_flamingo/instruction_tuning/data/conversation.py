@@ -83,6 +83,13 @@ class TurnTokenizer:
             turns.append(Turn(prompt, [*encode(answer), self.eos], images))
         return turns
 
+    def question(self, record: Record) -> tuple[list[int], list[str]]:
+        """The ids and images of all that stands before a record's last answer; an EOS ends each answer before."""
+        *history, last = self.turns(record, first=True)
+        before = Conversation()
+        before.extend(history)
+        return [*before.ids, *last.prompt], [*before.images, *last.images]
+
     def prompt(self, pieces: list[str]) -> list[int]:
         """The text pieces between images to ids with an `<image>` between each two, after the BOS if there is one."""
         return [*self.bos, *self._join(pieces, self.encode)]

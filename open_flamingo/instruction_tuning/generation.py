@@ -1,0 +1,192 @@
+"""How answers are generated: the settings of a request, draws that depend on its seed alone, and where its text ends."""
+
+# r rows under way (prompts times sequences or beams), t tokens, V vocabulary
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from open_flamingo.instruction_tuning.data.prompts import HUMAN
+
+INCOMPLETE = "\ufffd"
+"""What a character decodes to while some of its bytes are still to come."""
+
+Listen = Callable[[int, str], bool]
+"""Takes, after each token, the next piece of a row's text that is sure, or none; false ends that row."""
+
+
+class Prompt(NamedTuple):
+    """What the model is asked: ids, and the path of each image."""
+
+    ids: list[int]
+    images: Sequence[str | Path] = ()
+
+
+class Answer(NamedTuple):
+    """What the model said."""
+
+    text: str
+    tokens: int
+    """Generated, with those that ended the answer."""
+    is_cut: bool
+    """The answer has as many tokens as it may have, and did not come to an end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How answers are made: the same for all prompts of a batch."""
+
+    max_new_tokens: int = 1024
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    """Answers to each prompt."""
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among so many of the likeliest tokens; 0: among all."""
+    top_p: float = 1.0
+    no_repeat_ngram_size: int = 0
+    """Never repeat so many tokens in a row; 0: no limit."""
+    length_penalty: float = 1.0
+    """Above 0 favours long answers, with beams."""
+    stop: tuple[str, ...] = (HUMAN.strip(),)
+    """An answer ends before the first of these."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no model can do."""
+        checks = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "num_beams must be at least 1": self.num_beams >= 1,
+            "num_return_sequences must be at least 1": self.num_return_sequences >= 1,
+            "num_return_sequences is at most num_beams": self.num_beams == 1
+            or self.num_return_sequences <= self.num_beams,
+            "temperature must be above 0": self.temperature > 0,
+            "top_k must not be below 0": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "no_repeat_ngram_size must not be below 0": self.no_repeat_ngram_size >= 0,
+            "a stop string must not be empty": all(self.stop),
+            "several answers to a prompt need sampling or beams": self.num_return_sequences == 1
+            or self.do_sample
+            or self.num_beams > 1,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise ValueError(f"{rule}: {self}")
+
+    @property
+    def is_seeded(self) -> bool:
+        """Whether each answer is drawn with a generator of its own; beams are drawn together."""
+        return self.do_sample and self.num_beams == 1
+
+    def arguments(self, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
+        """Those of `generate`, for rows that draw from generators with these seeds (r,)."""
+        arguments: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "num_return_sequences": self.num_return_sequences,
+            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "length_penalty": self.length_penalty if self.num_beams > 1 else None,
+            "do_sample": self.do_sample and not self.is_seeded,
+        }
+        if self.is_seeded:
+            arguments["logits_processor"] = LogitsProcessorList([*self._warpers(), Draw(seeds, device)])
+            arguments["num_return_sequences"] = 1
+        elif self.do_sample:
+            arguments |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return arguments
+
+    def _warpers(self) -> Iterable[LogitsProcessor]:
+        if self.temperature != 1:
+            yield TemperatureLogitsWarper(self.temperature)
+        if self.top_k:
+            yield TopKLogitsWarper(self.top_k)
+        if self.top_p < 1:
+            yield TopPLogitsWarper(self.top_p)
+
+
+class Draw(LogitsProcessor):
+    """Draws each row's next token with a generator of its own, so that an answer does not depend on its batch."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, _input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (r, V) of which only the drawn token's is finite."""
+        rows = zip(scores.softmax(dim=-1), self.generators, strict=True)
+        drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a row as soon as its text holds one of some strings."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
+        """Answers begin at token `start`."""
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+        self.tokens = 1 + max((len(text.encode()) for text in stop), default=0)
+        """A string that ends in the newest token began at most so many tokens ago."""
+
+    def __call__(self, input_ids: Tensor, _scores: Any, **_kwargs: Any) -> Tensor:
+        """True for the rows (r,) of `input_ids` (r, t) that end here."""
+        tail = input_ids[:, max(self.start, input_ids.shape[1] - self.tokens) :]
+        texts = decode(self.tokenizer, tail)
+        ends = [any(stop in text for stop in self.stop) for text in texts]
+        return torch.tensor(ends, device=input_ids.device)
+
+
+class Listener(StoppingCriteria):
+    """Hands the text of each row on while it grows, without what may still change or turn out to end it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int, listen: Listen) -> None:
+        self.tokenizer, self.stop, self.start, self.listen = tokenizer, stop, start, listen
+        self.said: dict[int, str] = {}
+        self.left: set[int] = set()
+        """Rows that nobody listens to any more."""
+
+    def __call__(self, input_ids: Tensor, _scores: Any, **_kwargs: Any) -> Tensor:
+        """True for the rows (r,) of `input_ids` (r, t) that nobody listens to any more."""
+        for row, text in enumerate(decode(self.tokenizer, input_ids[:, self.start :])):
+            self.say(row, sure_part(text, self.stop))
+        return torch.tensor([row in self.left for row in range(len(input_ids))], device=input_ids.device)
+
+    def say(self, row: int, text: str) -> None:
+        """Hand on what of a row's text so far is new."""
+        piece = text[len(self.said.get(row, "")) :]
+        if row not in self.left and not self.listen(row, piece):
+            self.left.add(row)
+        if piece:
+            self.said[row] = text
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:
+    """The texts of ids (r, t), without special tokens."""
+    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """What stands before the first stop string, without space around it."""
+    ends = [text.find(string) for string in stop if string in text]
+    return text[: min(ends, default=len(text))].strip()
+
+
+def sure_part(text: str, stop: Sequence[str]) -> str:
+    """The part of an answer under way that stays as it is, whatever follows."""
+    answer = until_stop(text, stop).rstrip(INCOMPLETE).rstrip()
+    if any(string in text for string in stop):
+        return answer
+    beginnings = [string[:end] for string in stop for end in range(1, len(string))]
+    open_ends = [len(start) for start in beginnings if text.endswith(start)]
+    return until_stop(text[: len(text) - max(open_ends)], stop) if open_ends else answer
