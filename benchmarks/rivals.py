@@ -53,25 +53,31 @@ def ours_compiled(case: Case, precision: Precision) -> Step:
 
 def ours_on(images: Tensor, case: Case, precision: Precision, *, is_compiled: bool = False) -> Step:
     """Our training step on real images (N, 1, C, H, W) or padded ones (b, T, 1, C, H, W)."""
-    model = Flamingo(
-        tower(),
-        language_model(),
-        END_ID,
-        MEDIA_ID,
-        vis_dim=SIZES.vision_width,
-        cross_attn_every_n_layers=SIZES.every,
-        resampler_depth=SIZES.resampler_depth,
-        resampler_latents=SIZES.resampler_latents,
-    )
-    for block in model.gated_cross_attn_layers:
-        nn.init.ones_(block.attn_gate)
-        nn.init.ones_(block.ff_gate)
+    model = flamingo()
     prepare_model_for_tuning(model, TuningConfig(lora=False, unfrozen=["perceiver", "gated_cross_attn_layer"]))
     optim = OptimConfig(tuning_config=Path(), precision=precision, warmup_steps=0, compile=is_compiled)
     trainer = make_trainer(model, optim, {}, 10**6, Ranks(0, 1, CPU))
     ids, supervised = text(case)
     batch = Batch(images, ids, torch.ones_like(ids), supervised, datasets=torch.zeros_like(ids))
     return lambda: train_step(trainer, [batch])
+
+
+def flamingo(every: int = SIZES.every) -> Flamingo:
+    """Ours at our sizes, with a block for every so many layers and open gates."""
+    model = Flamingo(
+        tower(),
+        language_model(),
+        END_ID,
+        MEDIA_ID,
+        vis_dim=SIZES.vision_width,
+        cross_attn_every_n_layers=every,
+        resampler_depth=SIZES.resampler_depth,
+        resampler_latents=SIZES.resampler_latents,
+    )
+    for block in model.gated_cross_attn_layers:
+        nn.init.ones_(block.attn_gate)
+        nn.init.ones_(block.ff_gate)
+    return model
 
 
 def tower_alone(case: Case, precision: Precision) -> Step:
@@ -147,8 +153,8 @@ def idefics_on(slots: int, case: Case, precision: Precision) -> Step:
     return step
 
 
-def idefics_config() -> IdeficsConfig:
-    """Idefics at our sizes."""
+def idefics_config(every: int = SIZES.every) -> IdeficsConfig:
+    """Idefics at our sizes, with a block for every so many layers."""
     vision = {
         "embed_dim": SIZES.vision_width,
         "image_size": SIZES.pixels,
@@ -170,7 +176,7 @@ def idefics_config() -> IdeficsConfig:
         intermediate_size=SIZES.mlp,
         num_hidden_layers=SIZES.layers,
         num_attention_heads=SIZES.heads,
-        cross_layer_interval=SIZES.every,
+        cross_layer_interval=every,
         alpha_initializer="ones",
         use_resampler=True,
         vision_config=vision,
