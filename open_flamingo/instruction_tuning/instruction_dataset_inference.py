@@ -80,6 +80,7 @@ class GenerationFlags:
     no_repeat_ngram_size: int = flag("never repeat so many tokens in a row; 0: no limit", 3)
     length_penalty: float = flag("above 0 favours long answers, with beams", 1.0)
     seed: int = flag("of the choice of records and of sampling", 42)
+    compile: bool = flag("compile the decoder layers by torch.compile: minutes at the start, faster batches", False)
 
     def __post_init__(self) -> None:
         for name, least in {"batch_size": 1, "max_batch_tokens": 0, "max_new_token": 1}.items():
@@ -245,6 +246,7 @@ def make_answerer(flags: Flags, datasets: Sequence[Dataset], ranks: Ranks) -> An
         template=data.instruction_prompt_template,
         device=ranks.device,
         precision=model.precision,
+        compile=generation.compile,
         conversations=0,
         images_held=0,  # so that a batch comes out the same, whatever was answered before it
     )

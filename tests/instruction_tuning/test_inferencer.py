@@ -132,6 +132,12 @@ def test_half_precision_answers_too(toy_run, images):
     assert inferencer(PROMPTS, images, **GREEDY)[0] == ANSWERS
 
 
+def test_compiled_layers_give_the_same_answers(toy_run, inferencer, images):
+    compiled = Inferencer(str(toy_run / "checkpoint_0.pt"), compile=True)
+    assert compiled(PROMPTS[:2], images[:2], **GREEDY) == inferencer(PROMPTS[:2], images[:2], **GREEDY)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
 def test_the_first_version_is_a_switch_away(toy_run, tower, tmp_path, pictures):
     """Its mask and token ids; LLaMA's are 0, 1 and 2."""
     v1 = Inferencer(None, str(GOLDENS / "llama" / "lm"), None, str(tower), v1=True)
