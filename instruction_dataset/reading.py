@@ -35,6 +35,10 @@ _COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
+class NoRecordsError(ValueError):
+    """Data files that hold nothing, not even something wrong."""
+
+
 def source_files(path: Path) -> list[Path]:
     """The one file at `path`, or the shard files of the folder at `path`, sorted by name.
 
@@ -48,7 +52,7 @@ def source_files(path: Path) -> list[Path]:
     except OSError as error:
         raise ValueError(f"{path} cannot be listed: {error.strerror}; name a folder that you may read") from error
     if empty:
-        raise ValueError(f"{empty[0]} is empty; it must hold a JSON array, JSON Lines or Parquet")
+        raise NoRecordsError(f"{empty[0]} is empty; it must hold a JSON array, JSON Lines or Parquet")
     return files
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from instruction_dataset.formats import name_of, parse_row
-from instruction_dataset.reading import read_rows, source_files
+from instruction_dataset.reading import NoRecordsError, read_rows, source_files
 from instruction_dataset.records import Record, write_whole
 
 VERSION = "1"
@@ -130,7 +130,7 @@ def _build(files: list[Path], folder: Path, quiet: bool) -> None:
             writer.write_batch(_arrow(batch))
             bar.update(len(batch))
     if not counts.total():
-        raise ValueError(f"{files[0]} holds no records")
+        raise NoRecordsError(f"{files[0]} holds no records")
     about = {"counts": [counts[str(file)] for file in files], "formats": formats}
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 

@@ -4,7 +4,6 @@ Top to bottom: main > answer > the batches of this rank (answering.py), written 
 """
 
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,14 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
-from instruction_dataset.records import read_json_array, write_json, write_whole
+from instruction_dataset.dataset_config import Source, unconfigured
+from instruction_dataset.reading import NoRecordsError
+from instruction_dataset.records import write_json, write_whole
 from open_flamingo.instruction_tuning.answering import Answerer, Item, Plan, Row, failure
 from open_flamingo.instruction_tuning.checkpoint import split_paths
 from open_flamingo.instruction_tuning.command import flag, parse, run
 from open_flamingo.instruction_tuning.config import Template, TrainedConfig
-from open_flamingo.instruction_tuning.data.formats import Dataset, load_datasets
+from open_flamingo.instruction_tuning.data.formats import Dataset, named_sources, open_dataset
 from open_flamingo.instruction_tuning.data.mixture import SamplingMode, draw_epoch, sample_counts
 from open_flamingo.instruction_tuning.distributed import Ranks, joined
 from open_flamingo.instruction_tuning.generation import Settings
@@ -36,8 +36,6 @@ from open_flamingo.instruction_tuning.tracking import log_to_terminal
 logger = logging.getLogger("open_flamingo.inference")
 
 INTERRUPTED = 130
-HOLDS_NOTHING = re.compile(r"holds no records|is empty; it must hold")
-"""What the messages say of data files without records."""
 PATIENCE = timedelta(days=30)
 """How long a rank that has done its share waits for the others."""
 
@@ -180,30 +178,19 @@ def answer(flags: Flags, metrics: Mapping[str, Metric], ranks: Ranks) -> int:
 def open_datasets(data: DataFlags) -> list[Dataset | Empty]:
     """The datasets that the flags name; one without records is no reason not to answer the others."""
     try:
-        datasets: list[Dataset | Empty] = [*load_datasets(data.instruction_path)]
-    except ValueError as error:
-        if not HOLDS_NOTHING.search(str(error)):
-            raise
-        datasets = [_open(source) for source in _sources(data.instruction_path)]
-    if data.img_dir is None:
-        return datasets
-    return [replace(dataset, img_dir=data.img_dir) if isinstance(dataset, Dataset) else dataset for dataset in datasets]
-
-
-def _sources(path: Path) -> list[Source]:
-    """The datasets that a data file or a config names, read before and found to be sound, but for an empty one."""
-    rows = read_json_array(path) if path.is_file() and path.stat().st_size else []
-    return [parse_entry(row, ()) for row in rows] if rows and is_entry(rows[0]) else [unconfigured(path)]
+        sources = named_sources(data.instruction_path)
+    except NoRecordsError as error:
+        return [Empty(unconfigured(data.instruction_path).name, str(error))]
+    if data.img_dir is not None:
+        sources = [replace(source, img_dir=data.img_dir) for source in sources]
+    return [_open(source) for source in sources]
 
 
 def _open(source: Source) -> Dataset | Empty:
     try:
-        (dataset,) = load_datasets(source.path)
-    except ValueError as error:
-        if not HOLDS_NOTHING.search(str(error)):
-            raise
+        return open_dataset(source)
+    except NoRecordsError as error:
         return Empty(source.name, str(error))
-    return replace(dataset, name=source.name, img_dir=source.img_dir, ratio=source.ratio)
 
 
 def choose(datasets: list[Dataset], total: int, mode: SamplingMode, seed: int) -> list[Chosen]:

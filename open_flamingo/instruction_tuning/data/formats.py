@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
-from instruction_dataset.reading import read_rows, source_files
+from instruction_dataset.reading import NoRecordsError, read_rows, source_files
 from instruction_dataset.records import read_json_array
 from instruction_dataset.store import RecordStore, open_records
 
@@ -33,11 +33,20 @@ def load_datasets(path: Path, cache: Path | None = None, *, quiet: bool = True) 
 
     Raises ValueError naming the file and the record where something is malformed or empty.
     """
+    return [open_dataset(source, cache, quiet=quiet) for source in named_sources(path)]
+
+
+def named_sources(path: Path) -> list[Source]:
+    """What data files or a dataset config name; NoRecordsError where the first file holds nothing."""
     first = list(islice(read_rows(source_files(path)[0]), 1))
     if not first:
-        raise ValueError(f"{path} holds no records")
-    sources = _entries(path) if is_entry(first[0]) else [unconfigured(path)]
-    return [Dataset(s.name, open_records(s.path, cache, quiet=quiet), s.img_dir, s.ratio) for s in sources]
+        raise NoRecordsError(f"{path} holds no records")
+    return _entries(path) if is_entry(first[0]) else [unconfigured(path)]
+
+
+def open_dataset(source: Source, cache: Path | None = None, *, quiet: bool = True) -> Dataset:
+    """The dataset of one source; NoRecordsError where it holds nothing."""
+    return Dataset(source.name, open_records(source.path, cache, quiet=quiet), source.img_dir, source.ratio)
 
 
 def _entries(config: Path) -> list[Source]:
