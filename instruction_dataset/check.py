@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
+from instruction_dataset.dialogue import ASSISTANT, HUMAN, NEXT_TURN
 from instruction_dataset.findings import Findings, Health, Kind, Picture, Report, Sample, Segment, table
 from instruction_dataset.pictures import look_at_all, processes, thumbnail
 from instruction_dataset.reading import read_rows, source_files
@@ -28,7 +29,7 @@ from instruction_dataset.scan import ImageList, Length, Rules, Scan
 from open_flamingo.instruction_tuning.command import run
 from open_flamingo.instruction_tuning.data.conversation import Conversation, TurnTokenizer
 from open_flamingo.instruction_tuning.data.images import open_image
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN, NEXT_TURN, TEMPLATES
+from open_flamingo.instruction_tuning.data.prompts import TEMPLATES
 from open_flamingo.src.factory import END_OF_CHUNK_TOKEN, MEDIA_TOKEN, add_special_tokens, load_part
 
 LONGEST_TEXT = 4000

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import byte_level_tokenizer
-from toy import RECORDS, TUNING_CONFIGS, as_flags, write_mixture, write_pictures
+from toy import RECORDS, TUNING, TUNING_CONFIGS, as_flags, train, write_json_file, write_mixture, write_pictures
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from instruction_dataset.store import CACHE_VARIABLE
@@ -131,4 +131,32 @@ def toy_flags(tower: Path, tiny_lm: Path, toy_data: Path) -> list[str]:
         learning_rate=1e-3,
         warmup_steps=1,
         workers=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the runs that tests share."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def short_run(toy_flags: list[str], runs: Path) -> Path:
+    """The folder of a run of two epochs of two steps, which other runs are compared with."""
+    return train(toy_flags, run_name=runs / "short", num_epochs=2, lr_scheduler="cosine")
+
+
+@pytest.fixture(scope="session")
+def toy_run(toy_flags: list[str], runs: Path) -> Path:
+    """The folder of a run that has learnt the toy task by heart."""
+    return train(
+        toy_flags,
+        run_name=runs / "toy",
+        tuning_config=write_json_file(runs / "tuning.json", TUNING),
+        train_num_samples=240,
+        multiturn_augmentation=0,
+        batch_size=6,
+        learning_rate=1e-2,
+        lr_scheduler="cosine",
+        logging_steps=10,
     )

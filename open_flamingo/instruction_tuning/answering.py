@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
 from instruction_dataset.records import image_tag, split_images
 from open_flamingo.instruction_tuning.data.formats import Dataset
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, escape, format_prompt
+from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
 from open_flamingo.instruction_tuning.generation import Prompt, Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.src.factory import MEDIA_TOKEN

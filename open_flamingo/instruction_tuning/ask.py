@@ -13,9 +13,9 @@ from types import ModuleType
 
 from transformers.utils.logging import disable_progress_bar
 
+from instruction_dataset.dialogue import ASSISTANT, HUMAN
 from open_flamingo.instruction_tuning.chat import Chat
 from open_flamingo.instruction_tuning.command import run
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN
 from open_flamingo.instruction_tuning.generation import Prompt, Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 
@@ -168,17 +168,16 @@ def say(inferencer: Inferencer, prompt: Prompt, settings: Settings, seed: int, *
     """Put an answer on stdout, on a terminal while it is made; if it `may_stop`, Ctrl-C ends it as far as it came."""
     heard: list[str] = []
 
-    def listen(_row: int, piece: str) -> bool:
+    def hear(piece: str) -> None:
         heard.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
-        return True
 
     streams = sys.stdout.isatty() and settings.num_beams == 1
     try:
-        (answer,) = inferencer.answer([prompt], settings, [seed], listen if streams else None)
+        (answer,) = inferencer.answer([prompt], settings, [seed], hear={0: hear} if streams else None)
         if not streams:
-            listen(0, answer.text)
+            hear(answer.text)
     except KeyboardInterrupt:
         if not may_stop:
             raise

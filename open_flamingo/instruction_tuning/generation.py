@@ -1,8 +1,8 @@
-"""How answers are generated: the settings of a request, draws that depend on its seed alone, and where its text ends."""
+"""What is asked and answered: prompts, the settings of a request, draws that depend on its seed alone, and sure text."""
 
 # r rows under way (prompts times sequences or beams), t tokens, V vocabulary
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,26 +13,24 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from open_flamingo.instruction_tuning.data.prompts import HUMAN
+from instruction_dataset.dialogue import HUMAN
 
 INCOMPLETE = "\ufffd"
 """What a character decodes to while some of its bytes are still to come."""
 
-Listen = Callable[[int, str], bool]
-"""Takes, after each token, the next piece of a row's text that is sure, or none; false ends that row."""
-
 
 class Prompt(NamedTuple):
-    """What the model is asked: ids, and the path of each image."""
+    """What the model is asked: ids, and each image, as a path or as `Inferencer.look` makes it."""
 
     ids: list[int]
-    images: Sequence[str | Path] = ()
+    images: Sequence[str | Path | Tensor] = ()
+    max_new_tokens: int | None = None
+    """Where it wants fewer than its batch."""
 
 
 class Answer(NamedTuple):
@@ -128,47 +126,6 @@ class Draw(LogitsProcessor):
         rows = zip(scores.softmax(dim=-1), self.generators, strict=True)
         drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
-
-
-class StopStrings(StoppingCriteria):
-    """Ends a row as soon as its text holds one of some strings."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
-        """Answers begin at token `start`."""
-        self.tokenizer, self.stop, self.start = tokenizer, stop, start
-        self.tokens = 1 + max((len(text.encode()) for text in stop), default=0)
-        """A string that ends in the newest token began at most so many tokens ago."""
-
-    def __call__(self, input_ids: Tensor, _scores: Any, **_kwargs: Any) -> Tensor:
-        """True for the rows (r,) of `input_ids` (r, t) that end here."""
-        tail = input_ids[:, max(self.start, input_ids.shape[1] - self.tokens) :]
-        texts = decode(self.tokenizer, tail)
-        ends = [any(stop in text for stop in self.stop) for text in texts]
-        return torch.tensor(ends, device=input_ids.device)
-
-
-class Listener(StoppingCriteria):
-    """Hands the text of each row on while it grows, without what may still change or turn out to end it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int, listen: Listen) -> None:
-        self.tokenizer, self.stop, self.start, self.listen = tokenizer, stop, start, listen
-        self.said: dict[int, str] = {}
-        self.left: set[int] = set()
-        """Rows that nobody listens to any more."""
-
-    def __call__(self, input_ids: Tensor, _scores: Any, **_kwargs: Any) -> Tensor:
-        """True for the rows (r,) of `input_ids` (r, t) that nobody listens to any more."""
-        for row, text in enumerate(decode(self.tokenizer, input_ids[:, self.start :])):
-            self.say(row, sure_part(text, self.stop))
-        return torch.tensor([row in self.left for row in range(len(input_ids))], device=input_ids.device)
-
-    def say(self, row: int, text: str) -> None:
-        """Hand on what of a row's text so far is new."""
-        piece = text[len(self.said.get(row, "")) :]
-        if row not in self.left and not self.listen(row, piece):
-            self.left.add(row)
-        if piece:
-            self.said[row] = text
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[str]:

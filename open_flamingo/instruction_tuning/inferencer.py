@@ -5,34 +5,28 @@
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
+from instruction_dataset.dialogue import ASSISTANT, HUMAN
 from open_flamingo.instruction_tuning.build import load_trained
 from open_flamingo.instruction_tuning.config import Precision, TrainedConfig
 from open_flamingo.instruction_tuning.data.conversation import TurnTokenizer
 from open_flamingo.instruction_tuning.data.images import load_images
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, HUMAN, split_prompt
+from open_flamingo.instruction_tuning.data.prompts import split_prompt
 from open_flamingo.instruction_tuning.distributed import pick_device
-from open_flamingo.instruction_tuning.generation import (
-    Answer,
-    Listen,
-    Listener,
-    Prompt,
-    Settings,
-    StopStrings,
-    decode,
-    until_stop,
-)
+from open_flamingo.instruction_tuning.generation import Answer, Prompt, Settings, decode, until_stop
 from open_flamingo.instruction_tuning.precision import autocast, cast_frozen
 from open_flamingo.instruction_tuning.prefixes import Prefixes, Token
+from open_flamingo.instruction_tuning.watch import Hear, Limits, Listener, StopStrings, Watch
 from open_flamingo.src.attention import use_attend
 from open_flamingo.src.factory import MEDIA_TOKEN
 
@@ -157,52 +151,83 @@ class Inferencer:
             raise ValueError(f"the prompt holds {len(pieces) - 1} {MEDIA_TOKEN} for {len(images)} images: {prompt!r}")
         return Prompt(self.turns.prompt(pieces), images)
 
+    def look(self, image: Image.Image) -> Tensor:
+        """An image in RGB as the tower takes it (C, H, W), and as a prompt may hold it in place of its path."""
+        return self.transform(image)
+
+    def check(self, prompts: Sequence[Prompt], settings: Settings) -> None:
+        """Raise ValueError for what this model cannot answer so."""
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if self.positions is not None and longest + settings.max_new_tokens > self.positions:
+            raise ValueError(
+                f"a prompt of {longest} tokens with {settings.max_new_tokens} more to come does not fit into the"
+                f" {self.positions} positions of this language model: ask for fewer new tokens, or less"
+            )
+
     def answer(
         self,
         prompts: Sequence[Prompt],
         settings: Settings,
         seeds: Sequence[int] | None = None,
-        listen: Listen | None = None,
+        *,
+        hear: Mapping[int, Hear] | None = None,
+        wanted: Callable[[int], bool] | None = None,
+        finished: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """The answers to prompts, `settings.num_return_sequences` to each, one after another.
 
         Each image is encoded once, however often it comes up. `seeds` are those of the prompts, if answers are sampled; the
-        further answers to a prompt have the seeds that follow its own. `listen` gets the text of each answer while it grows,
-        with the answer's number; beams cannot be listened to.
+        further answers to a prompt have the seeds that follow its own. While they are made, `hear` gets the text of the
+        answers that it names, piece by piece; `wanted` is asked after each token whether a prompt is still to be answered;
+        `finished` gets each answer as soon as it is done, all of its text heard. Beams cannot be listened to, and are
+        finished together.
         """
         if not prompts:
             return []
-        self._refuse(prompts, settings, listen)
+        self.check(prompts, settings)
+        if hear and settings.num_beams > 1:
+            raise ValueError("an answer that beams search for is only known at its end: stream with num_beams 1")
         if seeds is None:
             seeds = torch.randint(2**31, (len(prompts),)).tolist()
         rows = [seed + i for seed in seeds for i in range(settings.num_return_sequences)]
         start = max(len(prompt.ids) for prompt in prompts)
-        criteria = StoppingCriteriaList([StopStrings(self.tokenizer, settings.stop, start)])
-        listener = None if listen is None else Listener(self.tokenizer, settings.stop, start, listen)
-        if listener is not None:
-            criteria.append(listener)
+        limits = [prompt.max_new_tokens or settings.max_new_tokens for prompt in prompts]
+        listener = Listener(self.tokenizer, settings.stop, start, hear or {})
+        answers: dict[int, Answer] = {}
+
+        def finish(row: int, ids: list[int]) -> None:
+            answers[row] = self._answer(ids, settings, limits[row // settings.num_return_sequences])
+            if row in listener.hear:
+                listener.say(row, answers[row].text)
+            if finished is not None:
+                finished(row, answers[row])
+
+        criteria: list[StoppingCriteria] = [
+            StopStrings(self.tokenizer, settings.stop, start),
+            Limits(limits, wanted, start),
+            *([listener] if listener.hear else []),
+        ]
+        if settings.num_beams == 1:
+            criteria = [Watch(criteria, self.ends, start, finish)]
         with torch.inference_mode(), autocast(self.device, self.precision):
-            new = self._generate(prompts, settings, rows, criteria)[:, start:]
-        answers = [self._answer(ids, text, settings) for ids, text in zip(new.tolist(), decode(self.tokenizer, new))]
-        if listener is not None:
-            for row, answer in enumerate(answers):
-                listener.say(row, answer.text)
-        return answers
+            new = self._generate(prompts, settings, rows, StoppingCriteriaList(criteria))[:, start:]
+        for row, ids in enumerate(new.tolist()):
+            if row not in answers:
+                finish(row, ids)
+        return [answers[row] for row in range(len(new))]
 
     def stream(
         self, prompt: str, images: Sequence[str | Path] = (), settings: Settings | None = None, seed: int | None = None
     ) -> Iterator[str]:
         """The answer to a prompt in pieces, each as soon as it is sure; closing the iterator ends the generation."""
         asked, pieces, is_closed = self.encode(prompt, images), SimpleQueue[str | None](), False
-
-        def listen(_row: int, piece: str) -> bool:
-            if piece:
-                pieces.put(piece)
-            return not is_closed
-
+        seeds = None if seed is None else [seed]
         with ThreadPoolExecutor(1) as pool:
-            seeds = None if seed is None else [seed]
-            work = pool.submit(self.answer, [asked], settings or Settings(), seeds, listen)
+            work = pool.submit(
+                lambda: self.answer(
+                    [asked], settings or Settings(), seeds, hear={0: pieces.put}, wanted=lambda _: not is_closed
+                )
+            )
             work.add_done_callback(lambda _: pieces.put(None))
             try:
                 while (piece := pieces.get()) is not None:
@@ -220,23 +245,12 @@ class Inferencer:
             lang_x = torch.tensor([asked.ids], device=self.device)
             return self.model.score(None, lang_x, ids, latents=latents).tolist()
 
-    def _refuse(self, prompts: Sequence[Prompt], settings: Settings, listen: Listen | None) -> None:
-        """Raise ValueError for what cannot be answered so."""
-        if listen is not None and settings.num_beams > 1:
-            raise ValueError("an answer that beams search for is only known at its end: stream with num_beams 1")
-        longest = max(len(prompt.ids) for prompt in prompts)
-        if self.positions is not None and longest + settings.max_new_tokens > self.positions:
-            raise ValueError(
-                f"a prompt of {longest} tokens with {settings.max_new_tokens} more to come does not fit into the"
-                f" {self.positions} positions of this language model: ask for fewer new tokens, or less"
-            )
-
     def _generate(
         self, prompts: Sequence[Prompt], settings: Settings, seeds: Sequence[int], criteria: StoppingCriteriaList
     ) -> Tensor:
         """The ids of prompts, padded on the left, and of their answers, a seed for each (r, t)."""
         lang_x, attention_mask = self._pad_left([prompt.ids for prompt in prompts])
-        latents, digests = self._encode_images([path for prompt in prompts for path in prompt.images])
+        latents, digests = self._encode_images([image for prompt in prompts for image in prompt.images])
         if settings.do_sample and not settings.is_seeded:
             torch.manual_seed(seeds[0])  # beams are drawn together
         text = self._text(prompts[0].ids, digests) if len(seeds) == 1 and settings.num_beams == 1 else None
@@ -257,10 +271,12 @@ class Inferencer:
             self.prefixes.keep([*text, *output.sequences[0, len(text) :].tolist()], output.past_key_values)
         return output.sequences
 
-    def _answer(self, ids: list[int], text: str, settings: Settings) -> Answer:
-        marks = {*self.ends, self.tokenizer.pad_token_id}
+    def _answer(self, ids: list[int], settings: Settings, limit: int) -> Answer:
+        """The answer that ids hold, of which there may be at most `limit`."""
+        ids, marks = ids[:limit], {*self.ends, self.tokenizer.pad_token_id}
         tokens = next((i + (end in self.ends) for i, end in enumerate(ids) if end in marks), len(ids))
-        has_ended = tokens < settings.max_new_tokens or ids[-1] in marks or any(stop in text for stop in settings.stop)
+        (text,) = decode(self.tokenizer, torch.tensor([ids]))
+        has_ended = tokens < limit or ids[-1] in marks or any(stop in text for stop in settings.stop)
         return Answer(until_stop(text, settings.stop), tokens, not has_ended)
 
     def _text(self, ids: list[int], digests: Sequence[bytes]) -> list[Token]:
@@ -276,16 +292,18 @@ class Inferencer:
         mask = torch.tensor([[0] * len(pad) + [1] * len(row) for pad, row in zip(padding, ids)], device=self.device)
         return lang_x, mask
 
-    def _encode_images(self, paths: Sequence[str | Path]) -> tuple[Tensor | None, list[bytes]]:
+    def _encode_images(self, images: Sequence[str | Path | Tensor]) -> tuple[Tensor | None, list[bytes]]:
         """The latents (N, n, d) of images, if there are any, and a digest of each image as the tower sees it."""
-        if not paths:
+        if not images:
             return None, []
-        pixels = load_images([Path(path) for path in paths], self.transform, None)
+        paths = [Path(image) for image in images if not isinstance(image, Tensor)]
+        loaded = iter(load_images(paths, self.transform, None))
+        pixels = [image if isinstance(image, Tensor) else next(loaded) for image in images]
         digests = [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels]
         new = {digest: image for digest, image in zip(digests, pixels) if digest not in self._latents}
         if new:
-            images = torch.stack(list(new.values())).unsqueeze(1).to(self.device)
-            self._latents.update(zip(new, self.model.encode(images)))
+            vision_x = torch.stack(list(new.values())).unsqueeze(1).to(self.device)
+            self._latents.update(zip(new, self.model.encode(vision_x)))
         for digest in digests:
             self._latents.move_to_end(digest)
         latents = torch.stack([self._latents[digest] for digest in digests])

@@ -2,8 +2,9 @@
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from tiny import inputs_seen
 from torch import Tensor
 from toy import FURTHER_TURN, GOLDENS
 
-from open_flamingo.instruction_tuning.data.images import load_image
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, format_prompt
-from open_flamingo.instruction_tuning.generation import INCOMPLETE, Listener, Prompt, Settings, sure_part, until_stop
+from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
+from open_flamingo.instruction_tuning.data.images import load_image, open_image
+from open_flamingo.instruction_tuning.data.prompts import format_prompt
+from open_flamingo.instruction_tuning.generation import INCOMPLETE, Prompt, Settings, sure_part, until_stop
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.instruction_tuning.prefixes import shared_length
+from open_flamingo.instruction_tuning.watch import Listener
 from open_flamingo.src.factory import MEDIA_TOKEN
 
 TEMPLATE = "guanaco-no-prompt"
@@ -176,23 +179,30 @@ def test_a_stream_raises_what_went_wrong(inferencer):
         list(inferencer.stream(COLOUR, ["nowhere.png"], GREEDY))
 
 
-def test_listening_to_a_batch_gives_each_rows_text_and_ends_the_rows_that_do_not_listen(inferencer):
-    asked = [inferencer.encode(prompt) for prompt in (GO_ON, SUN, GO_ON)]
-    heard = ["", "", ""]
+def test_a_batch_is_heard_row_by_row_and_rows_that_nobody_wants_or_that_want_less_end(inferencer):
+    asked = [inferencer.encode(prompt) for prompt in (GO_ON, SUN, GO_ON, GO_ON)]
+    asked[3] = asked[3]._replace(max_new_tokens=2)
+    heard, finished = {0: "", 1: ""}, []
 
-    def listen(row: int, piece: str) -> bool:
-        heard[row] += piece
-        return row != 2
+    def hear(row: int) -> Callable[[str], None]:
+        return lambda piece: heard.update({row: heard[row] + piece})
 
-    answers = inferencer.answer(asked, GREEDY, None, listen)
-    assert heard[:2] == ["I stop.", "A star."]
-    assert answers[2].tokens < answers[0].tokens
-    assert "I stop.".startswith(heard[2])
+    answers = inferencer.answer(
+        asked,
+        GREEDY,
+        hear={0: hear(0), 1: hear(1)},
+        wanted=lambda row: row != 2,
+        finished=lambda row, answer: finished.append((row, answer)),
+    )
+    assert heard == {0: "I stop.", 1: "A star."}
+    assert [answers[0].tokens > 3, answers[2].tokens, answers[3].tokens, answers[3].is_cut] == [True, 1, 2, True]
+    assert finished == sorted(enumerate(answers), key=lambda row: row[1].tokens)
 
 
-def test_a_row_can_be_ended_before_it_says_anything():
-    listener = Listener(Characters(), (), 0, lambda _row, piece: bool(piece))
-    assert listener(torch.tensor([list(b" \n"), list(b"a ")]), None).tolist() == [True, False]
+def test_images_may_come_as_the_tower_takes_them(inferencer, red):
+    image = inferencer.look(open_image(Path(red)))
+    asked = inferencer.encode(COLOUR, [red])
+    assert inferencer.answer([asked._replace(images=[image])], GREEDY) == inferencer.answer([asked], GREEDY)
 
 
 def test_beams_cannot_be_listened_to(inferencer):
@@ -211,7 +221,7 @@ class Characters:
 @given(st.text(alphabet="ab#: \né猫", max_size=30), st.lists(st.text("a#: \n", min_size=1, max_size=4), max_size=3))
 def test_what_was_said_is_never_taken_back(text, stop):
     heard = []
-    listener = Listener(Characters(), stop, 0, lambda _row, piece: not heard.append(piece))
+    listener = Listener(Characters(), stop, 0, {0: heard.append})
     ids = list(text.encode())
     for end in range(1, len(ids) + 1):
         listener(torch.tensor([ids[:end]]), None)

@@ -10,8 +10,9 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
 from instruction_dataset.records import Record, split_images
-from open_flamingo.instruction_tuning.data.prompts import ASSISTANT, NEXT_TURN, TEMPLATES
+from open_flamingo.instruction_tuning.data.prompts import TEMPLATES
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from open_flamingo.instruction_tuning.data.prompts import (
-    ASSISTANT,
-    NEXT_TURN,
-    TEMPLATES,
-    escape,
-    format_prompt,
-    split_prompt,
-)
+from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
+from open_flamingo.instruction_tuning.data.prompts import TEMPLATES, escape, format_prompt, split_prompt
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and"

@@ -1,0 +1,1 @@
+"""Serving: an HTTP API over one model, whose waiting requests are answered together."""
