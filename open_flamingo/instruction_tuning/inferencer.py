@@ -144,7 +144,7 @@ class Inferencer:
         responses = [answer.text for answer in self.answer(asked, settings, seeds)]
         return responses, [text + response for text, response in zip(prompts, responses)]
 
-    def encode(self, prompt: str, images: Sequence[str | Path] = ()) -> Prompt:
+    def encode(self, prompt: str, images: Sequence[str | Path | Tensor] = ()) -> Prompt:
         """A prompt as ids. Raises ValueError where it does not hold one `<image>` for each image."""
         pieces = split_prompt(prompt)
         if len(pieces) - 1 != len(images):
@@ -177,10 +177,10 @@ class Inferencer:
         """The answers to prompts, `settings.num_return_sequences` to each, one after another.
 
         Each image is encoded once, however often it comes up. `seeds` are those of the prompts, if answers are sampled; the
-        further answers to a prompt have the seeds that follow its own. While they are made, `hear` gets the text of the
-        answers that it names, piece by piece; `wanted` is asked after each token whether a prompt is still to be answered;
-        `finished` gets each answer as soon as it is done, all of its text heard. Beams cannot be listened to, and are
-        finished together.
+        further answers to a prompt have the seeds that follow its own. Answers are numbered as they are returned: `hear`
+        gets the text of those that it names, piece by piece; `wanted` is asked after each token whether an answer is to go
+        on; `finished` gets each as soon as it is done, all of its text heard. Beams cannot be listened to, and are finished
+        together.
         """
         if not prompts:
             return []
@@ -189,32 +189,33 @@ class Inferencer:
             raise ValueError("an answer that beams search for is only known at its end: stream with num_beams 1")
         if seeds is None:
             seeds = torch.randint(2**31, (len(prompts),)).tolist()
-        rows = [seed + i for seed in seeds for i in range(settings.num_return_sequences)]
+        copies = range(settings.num_return_sequences)
+        rows = [seed + i for seed in seeds for i in copies]
+        limits = [prompt.max_new_tokens or settings.max_new_tokens for prompt in prompts for _ in copies]
         start = max(len(prompt.ids) for prompt in prompts)
-        limits = [prompt.max_new_tokens or settings.max_new_tokens for prompt in prompts]
         listener = Listener(self.tokenizer, settings.stop, start, hear or {})
         answers: dict[int, Answer] = {}
 
-        def finish(row: int, ids: list[int]) -> None:
-            answers[row] = self._answer(ids, settings, limits[row // settings.num_return_sequences])
-            if row in listener.hear:
-                listener.say(row, answers[row].text)
+        def finish(number: int, ids: list[int]) -> None:
+            answers[number] = answer = self._answer(ids, settings, limits[number])
+            if number in listener.hear:
+                listener.say(number, answer.text)
             if finished is not None:
-                finished(row, answers[row])
+                finished(number, answer)
 
         criteria: list[StoppingCriteria] = [
             StopStrings(self.tokenizer, settings.stop, start),
             Limits(limits, wanted, start),
-            *([listener] if listener.hear else []),
+            *([listener] if hear else []),
         ]
         if settings.num_beams == 1:
             criteria = [Watch(criteria, self.ends, start, finish)]
         with torch.inference_mode(), autocast(self.device, self.precision):
             new = self._generate(prompts, settings, rows, StoppingCriteriaList(criteria))[:, start:]
-        for row, ids in enumerate(new.tolist()):
-            if row not in answers:
-                finish(row, ids)
-        return [answers[row] for row in range(len(new))]
+        for number, ids in enumerate(new.tolist()):
+            if number not in answers:
+                finish(number, ids)
+        return [answers[number] for number in range(len(new))]
 
     def stream(
         self, prompt: str, images: Sequence[str | Path] = (), settings: Settings | None = None, seed: int | None = None

@@ -36,16 +36,14 @@ class Limits(StoppingCriteria):
     """Ends rows that may have fewer tokens than their batch, and those that nobody wants any more."""
 
     def __init__(self, limits: Sequence[int], wanted: Callable[[int], bool] | None, start: int) -> None:
-        """`limits` (b,) are those of prompts, each of which has the same number of rows."""
+        """`limits` are those of answers, to which `wanted` says whether they go on; each has as many rows, or beams."""
         self.limits, self.wanted, self.start = limits, wanted, start
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_kwargs: Any) -> Tensor:
         """True for the rows (r,) of `input_ids` (r, t) that end here."""
         r, length = input_ids.shape[0], input_ids.shape[1] - self.start
-        prompts = [row * len(self.limits) // r for row in range(r)]
-        ends = [
-            length >= self.limits[prompt] or (self.wanted is not None and not self.wanted(prompt)) for prompt in prompts
-        ]
+        answers = [row * len(self.limits) // r for row in range(r)]
+        ends = [length >= self.limits[n] or (self.wanted is not None and not self.wanted(n)) for n in answers]
         return torch.tensor(ends, device=input_ids.device)
 
 
