@@ -7,6 +7,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ from open_flamingo.instruction_tuning.distributed import Ranks, joined
 from open_flamingo.instruction_tuning.generation import Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.instruction_tuning.metrics import Metric, load_metrics, markdown_table, score
-from open_flamingo.instruction_tuning.results import Part, read_parts, stamp, start_parts
+from open_flamingo.instruction_tuning.results import Part, held_alone, read_parts, stamp, start_parts
 from open_flamingo.instruction_tuning.summary_html import write_html
 from open_flamingo.instruction_tuning.tracking import log_to_terminal
 
@@ -150,6 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(flags: Flags, metrics: Mapping[str, Metric], ranks: Ranks) -> int:
     """Answer all records with the other ranks, and on the main rank write the results; the records that failed."""
     opened = open_datasets(flags.data)
+    with held_alone(flags.folder) if ranks.is_main else nullcontext():
+        return answer_all(flags, opened, metrics, ranks)
+
+
+def answer_all(flags: Flags, opened: Sequence[Dataset | Empty], metrics: Mapping[str, Metric], ranks: Ranks) -> int:
+    """As `answer`, of opened datasets."""
     datasets = [dataset for dataset in opened if isinstance(dataset, Dataset)]
     chosen = choose(datasets, flags.data.num_samples, flags.data.dataset_sampling_mode, flags.generation.seed)
     if ranks.is_main:

@@ -5,8 +5,11 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from instruction_dataset.records import write_json
 from open_flamingo.instruction_tuning.answering import Item, Row
@@ -15,6 +18,24 @@ logger = logging.getLogger("open_flamingo.inference")
 
 ABOUT = "about.json"
 """What the answers of a folder of parts were made from."""
+
+
+@contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """No other run writes into a folder while this lasts; ValueError where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another run writes into {folder}: wait until it has ended, or name another --results_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def stamp(path: Path) -> list[tuple[str, int, int]]:

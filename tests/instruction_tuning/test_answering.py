@@ -14,6 +14,7 @@ from toy import COLORS, TEXT_ONLY, as_flags, question, write_json_file, write_mi
 from instruction_dataset.records import image_tag
 from open_flamingo.instruction_tuning.answering import form_batches, is_out_of_memory, seed_of
 from open_flamingo.instruction_tuning.instruction_dataset_inference import main
+from open_flamingo.instruction_tuning.results import held_alone
 
 SUN = TEXT_ONLY[0]
 LONG = {"input": "And so on, " * 20, "output": "An answer."}
@@ -180,6 +181,15 @@ def test_a_data_file_that_is_not_there_is_refused_before_anything_is_answered(fl
     with pytest.raises(ValueError, match=r"gone\.json does not exist"):
         answer(flags, tmp_path / "mixture.json", tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_one_lasts(flags, tmp_path):
+    data, folder = write_json_file(tmp_path / "sun.json", [SUN]), tmp_path / "results" / "checkpoint_0" / "sun_-1"
+    with held_alone(folder), pytest.raises(ValueError, match=r"another run writes into .*sun_-1: wait"):
+        answer(flags, data, tmp_path / "results")
+    code, rows = answer(flags, data, tmp_path / "results")
+    assert (code, rows["sun"][0]["output"]) == (0, "A star.")
+    assert not (folder / ".lock").exists()
 
 
 # out of memory
