@@ -2,8 +2,14 @@
 
 from setuptools import find_packages, setup
 
-DEV = ["hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "ruff~=0.17"]
+DEV = [
+    *("hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "ruff~=0.17"),
+    *("httpx>=0.28", "openai>=3.54", "playwright>=1.65", "requests>=2.34", "schemathesis>=4.32"),  # clients
+]
+SERVE = ["fastapi>=0.165", "prometheus-client>=0.26", "pydantic-settings>=2.16", "uvicorn>=0.54"]
+DEMO = ["gradio>=6.31,<7", "httpx>=0.28", "scikit-image>=0.26"]
 WANDB = ["wandb>=0.21"]  # --report_to_wandb
+VIDEO = ["av>=15"]  # sources that are videos
 QUICKSTART = ["gguf>=0.19", "matplotlib>=3.9", "scikit-learn>=1.5"]
 
 setup(
@@ -15,10 +21,14 @@ setup(
     packages=find_packages(
         include=["open_flamingo", "open_flamingo.*", "instruction_dataset", "instruction_dataset.*"]
     ),
-    package_data={"open_flamingo.instruction_tuning": ["tuning_config/*.json"]},
+    package_data={
+        "instruction_dataset": ["configs/*.json"],
+        "open_flamingo.instruction_tuning": ["tuning_config/*.json"],
+    },
     install_requires=[
         "einops>=0.8",
         "filelock>=3.16",
+        "ijson>=3.3",  # JSON objects of many GB, streamed
         "numpy>=2.0",
         "open_clip_torch>=3.3,<4",
         "peft>=0.21,<0.22",
@@ -33,5 +43,13 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.23,<5.24",
     ],
-    extras_require={"quickstart": QUICKSTART, "wandb": WANDB, "dev": DEV, "all": QUICKSTART + WANDB + DEV},
+    extras_require={
+        "quickstart": QUICKSTART,
+        "serve": SERVE,
+        "demo": DEMO,
+        "video": VIDEO,
+        "wandb": WANDB,
+        "dev": DEV,
+        "all": QUICKSTART + SERVE + DEMO + VIDEO + WANDB + DEV,
+    },
 )

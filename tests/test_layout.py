@@ -16,9 +16,13 @@ FORBIDDEN = {
     "instruction_dataset/sources": ("torch", "open_flamingo"),
 }
 """What the files of a room never import, neither the module itself nor anything below it."""
-ALLOWED = {("open_flamingo/src/lora.py", "peft"), ("instruction_dataset/check.py", "open_flamingo")}
+ALLOWED = {
+    ("open_flamingo/src/lora.py", "peft"),
+    ("instruction_dataset/check.py", "open_flamingo"),
+    ("instruction_dataset/image_check.py", "open_flamingo"),
+}
 """The files that do: `create_model_and_transforms(lora_weights=...)` puts an adapter around the language model, and the
-check of data counts and decodes as training does."""
+checks of data and of images count and decode as training does."""
 
 
 def files(room: str) -> list[Path]:

@@ -1,8 +1,6 @@
 """Image files to tensors: EXIF orientation, RGB, in training sometimes a square, then the tower's own transform."""
 
 import random
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,13 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SQUARE_PROBABILITY = 0.5
+from instruction_dataset.image_files import DAMAGE
 
-DAMAGE = (
-    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, ArithmeticError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
-"""What decoders raise for files that are cut short or broken."""
+SQUARE_PROBABILITY = 0.5
 
 
 def open_image(path: Path) -> Image.Image:

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate, chain, islice, pairwise
@@ -66,7 +67,9 @@ class TokenStore:
 
     @cached_property
     def _sizes_file(self) -> BinaryIO:
-        return (self.folder / SIZES).open("rb")
+        file = (self.folder / SIZES).open("rb")
+        weakref.finalize(self, file.close)
+        return file
 
     @cached_property
     def _map(self) -> mmap.mmap:

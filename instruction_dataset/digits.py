@@ -1,9 +1,12 @@
-"""scikit-learn's 1,797 handwritten digits as questions about one image or two.
+"""Command: `python -m instruction_dataset.digits --output DIR` writes scikit-learn's 1,797 handwritten digits as data.
 
-Split by image, so no held out image is ever trained on; nothing is downloaded, so it serves as the small real dataset.
+Questions about one image or two, with the images and the configs. Split by image, so no held out image is ever trained
+on; nothing is downloaded, so it serves as the small real dataset.
 """
 
+import argparse
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -13,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from instruction_dataset.records import Record, image_tag, write_json
+from instruction_dataset.records import Record, image_tag, parse_record, read_json_array, split_images, write_json
 
 TRAIN_IMAGES = 1500
 # dark ink on white paper, as a photo shows it: image towers tell such digits apart best
@@ -22,6 +25,44 @@ MARGIN = 2
 DARKEST = 16
 PAIRS = {"train": 3000, "held_out": 297}
 RATIOS = {"which": 80, "larger": 12, "sum": 8}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the digits and say what they are; 0, or 1 after one line on stderr."""
+    args = _parser().parse_args(argv)
+    try:
+        train = write_digits(args.output, args.seed)
+        for config in (train, train.with_name("held_out.json")):
+            sys.stdout.write(_summary(config))
+    except OSError as error:
+        place = error.filename or args.output
+        sys.stderr.write(f"error: cannot write {place}: {error.strerror}; give --output a folder you may write to\n")
+        return 1
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m instruction_dataset.digits",
+        description="Write handwritten digits as instruction data: which digit, the larger of two, the sum of two.",
+        epilog="train.json and held_out.json in DIR are dataset configs. Needs scikit-learn; downloads nothing.",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; made if missing")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
+    return parser
+
+
+def _summary(config: Path) -> str:
+    """What a config mixes: its path, then one line per dataset with its records and distinct images."""
+    lines = [f"{config}\n"]
+    for entry in read_json_array(config):
+        records = [parse_record(raw) for raw in read_json_array(Path(entry["json_path"]))]
+        images = {path for record in records for path in split_images(record.input)[1]}
+        lines.append(f"  {entry['dataset_name']}: {len(records)} records, {len(images)} images\n")
+    return "".join(lines)
 
 
 def write_digits(folder: Path, seed: int) -> Path:
@@ -119,3 +160,7 @@ def _pair_records(
                 yield record
 
     return list(islice(draw(), count))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
