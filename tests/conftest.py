@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from tiny import byte_level_tokenizer
 from toy import RECORDS, TUNING, TUNING_CONFIGS, as_flags, train, write_json_file, write_mixture, write_pictures
@@ -19,6 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from instruction_dataset.store import CACHE_VARIABLE
 from open_flamingo import Flamingo, create_model_and_transforms
 
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other, for minutes on a busy machine
 
 WIDTH = 64
