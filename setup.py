@@ -7,6 +7,7 @@ DEV = [
     *("httpx>=0.28", "openai>=3.54", "playwright>=1.65", "requests>=2.34", "schemathesis>=4.32"),  # clients
 ]
 SERVE = ["fastapi>=0.165", "prometheus-client>=0.26", "pydantic-settings>=2.16", "uvicorn>=0.54"]
+RAY = ["ray[serve]>=2.60,<3"]  # deploy/
 DEMO = ["gradio>=6.31,<7", "httpx>=0.28", "scikit-image>=0.26"]
 WANDB = ["wandb>=0.21"]  # --report_to_wandb
 VIDEO = ["av>=15"]  # sources that are videos
@@ -46,10 +47,11 @@ setup(
     extras_require={
         "quickstart": QUICKSTART,
         "serve": SERVE,
+        "ray": SERVE + RAY,
         "demo": DEMO,
         "video": VIDEO,
         "wandb": WANDB,
         "dev": DEV,
-        "all": QUICKSTART + SERVE + DEMO + VIDEO + WANDB + DEV,
+        "all": QUICKSTART + SERVE + RAY + DEMO + VIDEO + WANDB + DEV,
     },
 )

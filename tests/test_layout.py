@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("open_flamingo", "instruction_dataset")
+PACKAGES = ("open_flamingo", "instruction_dataset", "demo")
 LONGEST_FILE = 350
 FORBIDDEN = {
     "open_flamingo/src": ("argparse", "wandb", "torch.distributed", "peft", "open_flamingo.instruction_tuning"),
     "open_flamingo/instruction_tuning": ("open_flamingo.serving", "api", "gradio", "gradio_demo"),
     "instruction_dataset": ("torch", "open_flamingo"),
     "instruction_dataset/sources": ("torch", "open_flamingo"),
+    "demo": ("torch", "transformers", "open_flamingo"),
 }
 """What the files of a room never import, neither the module itself nor anything below it."""
 ALLOWED = {

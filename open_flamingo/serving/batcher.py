@@ -141,9 +141,9 @@ class Batcher:
         return len(self._queue)
 
     @property
-    def is_alive(self) -> bool:
-        """Whether asks are being answered."""
-        return self._thread.is_alive()
+    def is_open(self) -> bool:
+        """Whether asks are taken, and answered."""
+        return self._thread.is_alive() and not self._is_closing
 
     def submit(self, ask: Ask) -> None:
         """Put an ask into the queue; Busy where it is full, Closing at the end, ValueError for what cannot be answered."""

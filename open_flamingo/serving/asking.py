@@ -1,0 +1,183 @@
+"""A request on its way: its prompt and images checked, its ask among the others, its answer waited for."""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from starlette.requests import Request
+from torch import Tensor
+
+from instruction_dataset.records import Record
+from open_flamingo.instruction_tuning.data.prompts import split_prompt
+from open_flamingo.instruction_tuning.generation import Answer, Prompt, Settings
+from open_flamingo.instruction_tuning.inferencer import Inferencer
+from open_flamingo.serving.batcher import SOONEST_RETRY, Ask, Batcher, Busy, Closing
+from open_flamingo.serving.intake import Limits, RequestError, read_images
+from open_flamingo.serving.metrics import Metrics
+from open_flamingo.serving.settings import ServeSettings
+
+logger = logging.getLogger("open_flamingo.serving")
+
+GONE = 499
+"""No standard has a status for a client that does not wait for its answer; nginx logs this one."""
+Piece = tuple[int, str]
+"""An answer's number, and what it goes on with."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where requests are taken in: what answers them, and within which limits."""
+
+    settings: ServeSettings
+    inferencer: Inferencer
+    batcher: Batcher
+    metrics: Metrics
+    limits: Limits
+    started: int
+    """Seconds since 1970."""
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text with more of them than all tokens may have is not worth tokenizing."""
+        return max(map(len, self.inferencer.tokenizer.get_vocab()))
+
+    def refuse_if_full(self) -> None:
+        """Raise Busy before any work is put into a request that could not wait."""
+        if self.batcher.waiting >= self.settings.queue_size:
+            raise Busy(SOONEST_RETRY)
+
+    def check_model(self, name: str) -> None:
+        """Raise RequestError unless `name` is what the model is called."""
+        if name != self.settings.name:
+            message = f"there is no such model; this server has {self.settings.name}"
+            raise RequestError(404, message, code="model_not_found", param="model")
+
+    async def conversation(self, record: Record) -> list[int]:
+        """The ids of all that stands before a record's last answer."""
+        characters = sum(len(text) for turn in record.turns for text in turn)
+        return await self._ids(characters, lambda: self.inferencer.turns.question(record)[0])
+
+    async def written_out(self, prompt: str, images: int) -> list[int]:
+        """The ids of a whole prompt; one without any token begins as a text does, with the end of the one before."""
+        turns, pieces = self.inferencer.turns, split_prompt(prompt)
+        if len(pieces) - 1 != images:
+            message = f"the prompt holds {len(pieces) - 1} <image> for {images} images: give one for each"
+            raise RequestError(400, message, param="prompt")
+        return await self._ids(len(prompt), lambda: turns.prompt(pieces)) or [turns.eos]
+
+    async def look(self, sources: Sequence[str]) -> list[Tensor]:
+        """Images as the tower takes them."""
+        return await read_images(sources, self.limits, self.inferencer.look)
+
+    def new_tokens(self, prompt: Sequence[int], asked: int | None, param: str) -> int:
+        """How many tokens an answer may have: those `asked` for, or all that there is room for."""
+        most = self.settings.max_new_tokens
+        if asked is not None and asked > most:
+            raise RequestError(400, f"{param} is at most {most} here", param=param)
+        room = self.inferencer.positions - len(prompt) if self.inferencer.positions else most
+        return asked if asked is not None else max(1, min(most, room))
+
+    def begin(self, prompt: Prompt, settings: Settings, answers: int, seed: int | None, *, streams: bool) -> "Exchange":
+        """Put a request among the others. Raises RequestError for what cannot be answered, Busy, and Closing."""
+        beams = answers * settings.num_beams
+        if settings.num_beams > 1 and beams > self.settings.max_beams:
+            message = f"num_beams: {beams} beams over all answers are more than {self.settings.max_beams}"
+            raise RequestError(400, message, param="num_beams")
+        first = random.randrange(2**31) if seed is None else seed
+        seeds = tuple(range(first, first + answers))
+        exchange = Exchange(self, prompt, settings, seeds, streams=streams)
+        self.metrics.prompt_tokens.inc(len(prompt.ids))
+        self.metrics.images.inc(len(prompt.images))
+        return exchange
+
+    async def _ids(self, characters: int, encode: Callable[[], list[int]]) -> list[int]:
+        most = self.settings.max_prompt_tokens
+        ids = await asyncio.to_thread(encode) if characters <= most * self.longest_token else None
+        if ids is None or len(ids) > most:
+            message = f"the prompt is too long: it has more than the {most} tokens that it may have"
+            raise RequestError(400, message, code="context_length_exceeded")
+        return ids
+
+
+class Exchange:
+    """An ask under way, and what was heard of it."""
+
+    def __init__(
+        self, desk: Desk, prompt: Prompt, settings: Settings, seeds: tuple[int, ...], *, streams: bool
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self.desk = desk
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + desk.settings.request_timeout
+        self._heard: asyncio.Queue[Piece | None] = asyncio.Queue()
+        self._is_late = False
+        self.ask = Ask(prompt, settings, seeds, self._hear if streams else None)
+        try:
+            desk.batcher.submit(self.ask)
+        except ValueError as error:
+            raise RequestError(400, str(error)) from error
+        self.ask.future.add_done_callback(lambda _: self._put(None))
+
+    async def first(self, request: Request) -> Piece | None:
+        """The first piece, or None at the end. Raises RequestError at the time limit, and if the client goes away."""
+        gone, heard = asyncio.create_task(_gone(request)), asyncio.create_task(self._next())
+        try:
+            await asyncio.wait({gone, heard}, return_when=asyncio.FIRST_COMPLETED)
+            if heard.done():
+                return heard.result()
+            raise RequestError(GONE, "the client has gone away")
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            gone.cancel()
+            heard.cancel()
+
+    async def pieces(self, first: Piece | None) -> AsyncIterator[Piece]:
+        """The first piece and all that follow it. Raises RequestError at the time limit."""
+        piece = first
+        while piece is not None:
+            yield piece
+            piece = await self._next()
+
+    def answers(self) -> list[Answer]:
+        """The answers, at the end. Raises Closing, or RequestError for what went wrong inside."""
+        error = self.ask.future.exception()
+        if error is None:
+            return self.ask.future.result()
+        if isinstance(error, Closing):
+            raise error
+        logger.error("request %s failed", self.id, exc_info=error)
+        raise RequestError(500, f"no answer could be made; the server's log says why, at {self.id}")
+
+    async def close(self) -> None:
+        """Nobody waits any more; an answer that is not done is given up."""
+        if not self.ask.future.done():
+            self.desk.batcher.cancel(self.ask)
+            self.desk.metrics.abandoned.labels("late" if self._is_late else "gone").inc()
+            logger.info("request %s is given up: %s", self.id, "too late" if self._is_late else "its client has gone")
+
+    async def _next(self) -> Piece | None:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._heard.get()
+        except TimeoutError as error:
+            self._is_late = True
+            seconds = self.desk.settings.request_timeout
+            raise RequestError(504, f"the answer took longer than {seconds:g} seconds", code="timeout") from error
+
+    def _hear(self, number: int, text: str) -> None:
+        self._put((number, text))
+
+    def _put(self, piece: Piece | None) -> None:
+        self._loop.call_soon_threadsafe(self._heard.put_nowait, piece)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client goes away; the body of its request must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
