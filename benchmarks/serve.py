@@ -7,7 +7,7 @@
 Two real `uvicorn api:app` with the quickstart's model, `batches` with the default settings and `serial` with
 FLAMINGO_BATCH_SIZE=1, are asked in turn by clients that ask again as soon as they are answered. "image questions" are those
 of the first held-out dataset, answered greedily; they come again only when a server has forgotten their images. "long
-answers" have 64 tokens, drawn so hot that none ends before.
+answers" have 32 tokens, drawn so hot that none ends before.
 Prints tables of answers per second, of p50 and p95 of the time to an answer, and of ratios, all medians over the repeats; a
 ratio is that of one repeat. Fails where the two servers give different answers to the same request.
 """
@@ -115,20 +115,20 @@ def speeds(args: argparse.Namespace) -> dict[str, Any]:
 def interleaved(
     servers: dict[str, Server], loads: dict[str, tuple[Requests, int]], clients: Sequence[int], repeats: int
 ) -> Timings:
-    """Every case asked of both servers in turn, as often as asked, after a short first round that does not count."""
+    """Every case asked of both servers in turn, as often as asked, after a first request that does not count."""
     cases = [Case(load, number) for load in loads for number in clients]
     endless = {load: cycle(requests) for load, (requests, _) in loads.items()}
     timings: Timings = {case: {name: [] for name in servers} for case in cases}
-    with tqdm(total=len(cases) * len(servers) * (repeats + 1)) as bar:
-        for repeat in range(repeats + 1):
+    for todo in endless.values():
+        for server in servers.values():
+            asyncio.run(ask_all(server, [next(todo)], 1))
+    with tqdm(total=len(cases) * len(servers) * repeats) as bar:
+        for repeat in range(repeats):
             for case in cases:
-                todo, least = endless[case.load], loads[case.load][1]
-                wanted = max(least, 2 * case.clients) if repeat else case.clients
-                requests = list(islice(todo, wanted))
+                wanted = max(loads[case.load][1], 2 * case.clients)
+                requests = list(islice(endless[case.load], wanted))
                 for name in list(servers)[:: 1 if repeat % 2 else -1]:
-                    timing = asyncio.run(ask_all(servers[name], requests, case.clients))
-                    if repeat:
-                        timings[case][name].append(timing)
+                    timings[case][name].append(asyncio.run(ask_all(servers[name], requests, case.clients)))
                     bar.update()
                 refuse_differences(case, timings[case])
     return timings

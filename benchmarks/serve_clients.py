@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 COMPLETIONS = "/v1/chat/completions"
 PATIENCE = 600.0
 """Seconds: until a server is ready, and for its slowest answer."""
-SHORT, LONG = 8, 64
+SHORT, LONG = 8, 32
 """Tokens that answers to questions about images may have, and those that long answers do have."""
 HOT = 50.0
 """A temperature at which all tokens are nearly alike, so that none of the long answers meets the end token."""
