@@ -17,7 +17,7 @@ quickstart: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/quickstart.sh
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

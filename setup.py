@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 DEV = [
-    *("hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "ruff~=0.17"),
+    *("hypothesis>=6.100", "mypy~=2.4", "pre-commit>=4", "pytest>=9", "pytest-xdist>=3.8", "ruff~=0.17"),
     *("httpx>=0.28", "openai>=3.54", "playwright>=1.65", "requests>=2.34", "schemathesis>=4.32"),  # clients
 ]
 SERVE = ["fastapi>=0.165", "httpcore2>=2.16", "prometheus-client>=0.26", "pydantic-settings>=2.16", "uvicorn>=0.54"]
