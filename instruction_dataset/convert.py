@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from instruction_dataset.catalogue import as_facts, as_markdown, as_table, find_sources, pick
 from instruction_dataset.converting import Job, Source
+from instruction_dataset.ending import ended
 from instruction_dataset.image_check import RECORDS_AT_ONCE, checking
 from instruction_dataset.records import IMAGE_TAG, Record, written_whole
 
@@ -38,23 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, or list; 0, 1 after one line on stderr, 130 on Ctrl-C."""
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if args.list:
             sys.stdout.write(_listed(args))
         else:
             source = _chosen(parser, args)
             sys.stdout.write(convert(source, _job(parser, args, source), args))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except OSError as error:
-        place, reason = error.filename or args.output, error.strerror or error
-        sys.stderr.write(f"error: {place} cannot be read or written: {reason}; correct that and start again\n")
-        return 1
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+        return 0
+
+    return ended(work, args.output)
 
 
 def convert(source: Source, job: Job, args: argparse.Namespace) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from instruction_dataset.ending import ended
 from instruction_dataset.records import Record, image_tag, parse_record, read_json_array, split_images, write_json
 
 TRAIN_IMAGES = 1500
@@ -30,18 +31,14 @@ RATIOS = {"which": 80, "larger": 12, "sum": 8}
 def main(argv: list[str] | None = None) -> int:
     """Write the digits and say what they are; 0, or 1 after one line on stderr."""
     args = _parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         train = write_digits(args.output, args.seed)
         for config in (train, train.with_name("held_out.json")):
             sys.stdout.write(_summary(config))
-    except OSError as error:
-        place = error.filename or args.output
-        sys.stderr.write(f"error: cannot write {place}: {error.strerror}; give --output a folder you may write to\n")
-        return 1
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+        return 0
+
+    return ended(work, args.output)
 
 
 def _parser() -> argparse.ArgumentParser:

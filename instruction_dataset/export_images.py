@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from instruction_dataset.converting import Row, members, rows
+from instruction_dataset.ending import ended
 from instruction_dataset.image_files import read_image, save_image
 from instruction_dataset.records import kind_of
 
@@ -58,20 +59,17 @@ def main(argv: list[str] | None = None) -> int:
     """Export; 0, 1 after lines on stderr, 130 on Ctrl-C."""
     args = _parser().parse_args(argv)
     PngImagePlugin.MAX_TEXT_CHUNK = LONGEST_TEXT_CHUNK
+    return ended(lambda: _run(args), args.output)
+
+
+def _run(args: argparse.Namespace) -> int:
     outcome = Outcome()
     try:
         with tqdm(desc=args.source.name, unit=" images", disable=None) as bar:
             export(args.source, args.output, args.size, args.workers, outcome, bar.update)
     except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; {_summary(outcome, args.output)}the same command goes on from here\n")
-        return 130
-    except OSError as error:
-        place, reason = error.filename or args.output, error.strerror or error
-        sys.stderr.write(f"error: {place} cannot be read or written: {reason}; correct that and start again\n")
-        return 1
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        sys.stderr.write(f"{_summary(outcome, args.output)}the same command goes on from here\n")
+        raise
     sys.stdout.write(_summary(outcome, args.output))
     for problem in outcome.broken[:BROKEN_SHOWN]:
         sys.stderr.write(f"broken: {problem}\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from instruction_dataset.dataset_config import parse_entry
+from instruction_dataset.ending import ended
 from instruction_dataset.formats import parse_row
 from instruction_dataset.reading import read_rows, source_files
 from instruction_dataset.records import read_json_array, write_json
@@ -58,21 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.datasets) == bool(args.recipe):
         parser.error(f"name either converted files or --recipe {' or '.join(RECIPES)}")
-    try:
-        entries = _recipe(args) if args.recipe else _given(parser, args)
-        entries = _with_images(entries, args.img_dir)
+
+    def work() -> int:
+        entries = _with_images(_recipe(args) if args.recipe else _given(parser, args), args.img_dir)
         write_json(args.output, [asdict(entry) for entry in entries])
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except OSError as error:
-        sys.stderr.write(f"error: cannot write {error.filename or args.output}: {error.strerror}; correct --output\n")
-        return 1
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"{args.output}\n{_table(entries)}")
-    return 0
+        sys.stdout.write(f"{args.output}\n{_table(entries)}")
+        return 0
+
+    return ended(work, args.output)
 
 
 def _given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[Entry]:
