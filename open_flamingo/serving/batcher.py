@@ -14,6 +14,7 @@ from open_flamingo.instruction_tuning.answering import free_memory, is_out_of_me
 from open_flamingo.instruction_tuning.generation import Answer, Prompt, Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.instruction_tuning.watch import Hear
+from open_flamingo.serving.heap import trim_heap
 
 logger = logging.getLogger("open_flamingo.serving")
 
@@ -190,6 +191,8 @@ class Batcher:
                 if error is not None:
                     for ask in batch:
                         ask.fail(error)
+                if self.inferencer.device.type == "cpu":
+                    trim_heap()
                 taken = time.monotonic() - begun
                 self._seconds += (taken - self._seconds) * (SMOOTHING if self._seconds else 1)
 
