@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from instruction_dataset.command import at_least
 from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
 from instruction_dataset.dialogue import ASSISTANT, HUMAN, NEXT_TURN
 from instruction_dataset.findings import Findings, Health, Kind, Picture, Report, Sample, Segment, table
@@ -88,15 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         ("samples", 0, 24, "random records on the page"),
         ("seed", 0, 0, "of the choice of records"),
     ):
-        kind = partial(_number, least)
+        kind = partial(at_least, least)
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     return parser
-
-
-def _number(least: int, text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, not {text!r}")
-    return int(text)
 
 
 def _refuse_unwritable(page: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from json.encoder import encode_basestring as quote
 from pathlib import Path
@@ -13,8 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from instruction_dataset.catalogue import as_facts, as_markdown, as_table, find_sources, pick
+from instruction_dataset.command import at_least, ended
 from instruction_dataset.converting import Job, Source
-from instruction_dataset.ending import ended
 from instruction_dataset.image_check import RECORDS_AT_ONCE, checking
 from instruction_dataset.records import IMAGE_TAG, Record, written_whole
 
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="part of the dataset, where it has several (default: the first that --list names)",
     )
-    add("--limit", type=_at_least_one, metavar="N", help="stop after so many records")
+    add("--limit", type=partial(at_least, 1), metavar="N", help="stop after so many records")
     add("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: 0)")
     add(
         "--check_images",
@@ -192,12 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print all sources as a table, or with NAME the facts of one")
     add("--markdown", action="store_true", help="with --list: as the table of docs/datasets.md")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

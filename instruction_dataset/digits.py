@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from instruction_dataset.ending import ended
+from instruction_dataset.command import ended
 from instruction_dataset.records import Record, image_tag, parse_record, read_json_array, split_images, write_json
 
 TRAIN_IMAGES = 1500
@@ -33,7 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
 
     def work() -> int:
-        train = write_digits(args.output, args.seed)
+        try:
+            train = write_digits(args.output, args.seed)
+        except OSError as error:
+            place = f"cannot write {error.filename or args.output}: {error.strerror}"
+            raise ValueError(f"{place}; give --output a folder you may write to") from error
         for config in (train, train.with_name("held_out.json")):
             sys.stdout.write(_summary(config))
         return 0

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
+from instruction_dataset.command import at_least, ended
 from instruction_dataset.converting import Row, members, rows
-from instruction_dataset.ending import ended
 from instruction_dataset.image_files import read_image, save_image
 from instruction_dataset.records import kind_of
 
@@ -179,15 +179,15 @@ def _parser() -> argparse.ArgumentParser:
     add, cores = parser.add_argument, os.cpu_count() or 1
     add("--source", type=Path, required=True, metavar="FILE", help="such as LA.json or LA.parquet")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the images; made if missing")
-    add("--size", type=_at_least_one, default=SIDE, metavar="PX", help=f"length of the shorter side (default: {SIDE})")
-    add("--workers", type=_at_least_one, default=cores, metavar="N", help="images at once (default: all cores)")
+    add(
+        "--size",
+        type=partial(at_least, 1),
+        default=SIDE,
+        metavar="PX",
+        help=f"length of the shorter side (default: {SIDE})",
+    )
+    add("--workers", type=partial(at_least, 1), default=cores, metavar="N", help="images at once (default: all cores)")
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

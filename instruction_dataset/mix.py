@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from instruction_dataset.command import ended
 from instruction_dataset.dataset_config import parse_entry
-from instruction_dataset.ending import ended
 from instruction_dataset.formats import parse_row
 from instruction_dataset.reading import read_rows, source_files
 from instruction_dataset.records import read_json_array, write_json

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from instruction_dataset.command import at_least, ended
 from instruction_dataset.dataset_config import CONFIG_KEYS
 from instruction_dataset.records import image_tag, split_images, write_json
 from instruction_dataset.words import ASK, STOP, texts
@@ -72,24 +73,19 @@ MOST_IMAGES = max(len(shape.images) for shape in SHAPES) - 1
 def main(argv: list[str] | None = None) -> int:
     """Write the datasets; 0, or 1 after one line on stderr, 130 on Ctrl-C."""
     args = _parser().parse_args(argv)
-    try:
-        config = synthesize(**vars(args))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except (OSError, ValueError, BrokenExecutor) as error:
-        sys.stderr.write(f"error: {_sentence(error, args.output)}\n")
-        return 1
-    sys.stdout.write(f"{config}: {args.records} records in {len(SHAPES)} datasets, {args.images} images\n")
-    return 0
 
+    def work() -> int:
+        try:
+            config = synthesize(**vars(args))
+        except BrokenExecutor as error:
+            raise ValueError("a worker process was killed, often for lack of memory; give fewer --workers") from error
+        except OSError as error:
+            place = f"cannot write {error.filename or args.output}: {error.strerror}"
+            raise ValueError(f"{place}; give --output a folder with space to write") from error
+        sys.stdout.write(f"{config}: {args.records} records in {len(SHAPES)} datasets, {args.images} images\n")
+        return 0
 
-def _sentence(error: Exception, output: Path) -> str:
-    if isinstance(error, BrokenExecutor):
-        return "a worker process was killed, often for lack of memory; give fewer --workers"
-    if isinstance(error, OSError):
-        return f"cannot write {error.filename or output}: {error.strerror}; give --output a folder with space to write"
-    return str(error)
+    return ended(work, args.output)
 
 
 def synthesize(
@@ -132,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         "The words are in no order and the answers say nothing of the images: there is nothing to learn here.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, some, any_number = parser.add_argument, partial(_at_least, 1), partial(_at_least, 0)
-    enough, cores = partial(_at_least, FEWEST_RECORDS), os.cpu_count() or 1
+    add, some, any_number = parser.add_argument, partial(at_least, 1), partial(at_least, 0)
+    enough, cores = partial(at_least, FEWEST_RECORDS), os.cpu_count() or 1
     add("--records", type=enough, required=True, metavar="N", help="records of all six datasets together")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write; new, empty or of a killed run")
     add("--images", type=some, default=2000, metavar="N", help="JPEG images to draw (default: 2000)")
@@ -144,12 +140,6 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=some, default=cores, metavar="N", help="processes; no byte depends on it (default: all cores)"
     )
     return parser
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.removeprefix("-").isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, not {text!r}")
-    return int(text)
 
 
 def _claim(folder: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -125,17 +126,18 @@ class Exchange:
     async def first(self, request: Request) -> Piece | None:
         """The first piece, or None at the end. Raises RequestError at the time limit, and if the client goes away."""
         gone, heard = asyncio.create_task(_gone(request)), asyncio.create_task(self._next())
-        try:
-            await asyncio.wait({gone, heard}, return_when=asyncio.FIRST_COMPLETED)
-            if heard.done():
-                return heard.result()
-            raise RequestError(GONE, "the client has gone away")
-        except BaseException:
-            await self.close()
-            raise
-        finally:
-            gone.cancel()
-            heard.cancel()
+        async with AsyncExitStack() as unless_heard:
+            unless_heard.push_async_callback(self.close)
+            try:
+                await asyncio.wait({gone, heard}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+                is_heard = not heard.cancel()
+            if not is_heard:
+                raise RequestError(GONE, "the client has gone away")
+            piece = heard.result()
+            unless_heard.pop_all()
+        return piece
 
     async def pieces(self, first: Piece | None) -> AsyncIterator[Piece]:
         """The first piece and all that follow it. Raises RequestError at the time limit."""

@@ -66,11 +66,6 @@ class Ask:
         """What asks of one batch have in common."""
         return replace(self.settings, max_new_tokens=1)
 
-    @property
-    def tokens(self) -> int:
-        """Those of the prompt and of an answer, at most."""
-        return len(self.prompt.ids) + self.settings.max_new_tokens
-
     def hear(self, number: int) -> Hear:
         """Who listens to one answer, from its beginning."""
         heard = 0

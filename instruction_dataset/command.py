@@ -1,5 +1,6 @@
-"""How the commands of this package end: with an exit code, and where something is wrong with one sentence."""
+"""What the commands of this package share: numbers of flags, and how they end, with a code and at most one sentence."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,3 +21,10 @@ def ended(work: Callable[[], int], output: Path) -> int:
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
     return 1
+
+
+def at_least(least: int, text: str) -> int:
+    """A whole number of a flag; `partial(at_least, 1)` is a type of argparse."""
+    if not text.strip().removeprefix("-").isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, not {text!r}")
+    return int(text)
