@@ -29,6 +29,7 @@ from open_flamingo.instruction_tuning.prefixes import Prefixes, Token
 from open_flamingo.instruction_tuning.watch import Hear, Limits, Listener, StopStrings, Watch
 from open_flamingo.src.attention import use_attend
 from open_flamingo.src.factory import MEDIA_TOKEN
+from open_flamingo.src.lora import merge_lora
 
 POSITIONS = re.compile(r"(embed_positions|wpe)$")
 """The names of tables of learnt positions."""
@@ -83,6 +84,8 @@ class Inferencer:
         self.template = template or trained.template
         self.precision = precision
         self.device = torch.device(device) if device else pick_device()
+        if precision == "fp32":  # half precision would round small updates away
+            merge_lora(self.model)
         cast_frozen(self.model, precision)
         self.model.to(self.device).eval()
         use_attend(self.model.lang_encoder)

@@ -8,6 +8,7 @@ from toy import FURTHER_TURN, GOLDENS, weights
 from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
 from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.src.factory import MEDIA_TOKEN
+from open_flamingo.src.lora import has_lora
 
 GREEDY = {"do_sample": False, "num_beams": 1, "max_new_token": 24, "no_repeat_ngram_size": 0}
 TEMPLATE = "guanaco-no-prompt"
@@ -130,6 +131,16 @@ def test_half_precision_answers_too(toy_run, images):
     linear = [m for m in inferencer.model.modules() if isinstance(m, nn.Linear)]
     assert {module.weight.dtype for module in linear} == {torch.bfloat16}
     assert inferencer(PROMPTS, images, **GREEDY)[0] == ANSWERS
+
+
+def test_adapters_are_merged_in_fp32_alone_and_score_the_same(toy_run, inferencer, images):
+    path = str(toy_run / "checkpoint_0.pt")
+    assert [has_lora(Inferencer(path, precision=precision).model) for precision in ("bf16", "amp_bf16")] == [True, True]
+    assert not has_lora(inferencer.model)
+    with_adapters = Inferencer(path, precision="amp_bf16")
+    with_adapters.precision = "fp32"
+    scores = [each.score(PROMPTS[1], images[1], ANSWERS) for each in (inferencer, with_adapters)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
 def test_compiled_layers_give_the_same_answers(toy_run, inferencer, images):
