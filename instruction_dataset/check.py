@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from instruction_dataset.command import at_least
+from instruction_dataset.command import at_least, sigterm_unwinds
 from instruction_dataset.dataset_config import Source, is_entry, parse_entry, unconfigured
 from instruction_dataset.dialogue import ASSISTANT, HUMAN, NEXT_TURN
 from instruction_dataset.findings import Findings, Health, Kind, Picture, Report, Sample, Segment, table
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.html is not None:
         _refuse_unwritable(args.html)
     sources, config = _sources(args.path)
-    with processes(args.workers) as pool:  # before all else: tokenizing starts threads, which a fork does not copy
+    # the processes before all else: tokenizing starts threads, which a fork does not copy
+    with sigterm_unwinds(), processes(args.workers) as pool:
         turns = _turn_tokenizer(args.tokenizer, args.instruction_prompt_template) if args.tokenizer else None
         scans, images = _examine(sources, _rules(args, turns), pool, args.workers)
     datasets = [scan.health for scan in scans]

@@ -101,6 +101,7 @@ def _look(uses: list[ImageUse], open_image: Opener) -> list[tuple[ImageUse, Verd
 
 
 def _be_quiet() -> None:
-    """Leave Ctrl-C to the main process, and say nothing of odd files beyond the verdict."""
+    """Leave Ctrl-C to the main process, end with SIGTERM at once, and say nothing of odd files beyond the verdict."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")

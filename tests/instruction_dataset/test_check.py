@@ -264,7 +264,8 @@ def test_the_command_prints_to_stdout_and_ends_with_its_code(broken):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc, to know when the workers run")
-def test_ctrl_c_ends_at_once_with_130_and_leaves_no_page(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_ends_at_once_and_leaves_no_page_and_no_process(tmp_path, number, code):
     images = tmp_path / "images"
     images.mkdir()
     Image.effect_noise((4000, 4000), 100).save(images / "0.png")
@@ -279,12 +280,15 @@ def test_ctrl_c_ends_at_once_with_130_and_leaves_no_page(tmp_path):
         time.sleep(0.1)
     time.sleep(1)
     assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: the workers get it too
+    else:
+        process.terminate()
     start = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 5
-    assert process.returncode == 130
-    assert errors.endswith("interrupted\n")
+    assert process.returncode == code
+    assert errors.endswith("interrupted\n") == (number == signal.SIGINT)
     assert "Traceback" not in errors
     assert list((tmp_path / "out").iterdir()) == []
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]

@@ -160,7 +160,10 @@ def test_a_source_of_which_nothing_is_left_is_an_error_that_says_why(llava, tmp_
     assert files(tmp_path) == []
 
 
-def test_ctrl_c_ends_with_130_and_leaves_the_old_file_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_stopped_run_leaves_the_old_file_alone_and_no_other(tmp_path, number, code, words):
     row = json.dumps(dialogue(1, "What is it?", "A cat."))
     (tmp_path / "detail_23k.json").write_text("[" + ",".join([row] * 200_000) + "]")
     (tmp_path / "out.json").write_text("old")
@@ -168,9 +171,9 @@ def test_ctrl_c_ends_with_130_and_leaves_the_old_file_alone(tmp_path):
     with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and len(files(tmp_path)) < 3:
             time.sleep(0.001)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (130, "interrupted\n")
+    assert (process.returncode, error) == (code, words)
     assert (files(tmp_path), (tmp_path / "out.json").read_text()) == (["detail_23k.json", "out.json"], "old")
 
 

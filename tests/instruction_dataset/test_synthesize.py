@@ -196,12 +196,16 @@ def test_a_killed_parent_takes_its_workers_with_it(tmp_path):
     process.communicate(timeout=30)
 
 
-def test_ctrl_c_ends_with_130_and_leaves_the_folder_empty(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_the_folder_empty(tmp_path, number, code):
     process = start(tmp_path / "out", "--records", "3000000")
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.terminate()
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.endswith("interrupted\n")
+    assert process.returncode == code
+    assert error.endswith("interrupted\n") == (number == signal.SIGINT)
     assert "Traceback" not in error
     assert list((tmp_path / "out").iterdir()) == []
 
