@@ -135,9 +135,8 @@ def test_half_precision_answers_too(toy_run, images):
 
 def test_adapters_are_merged_in_fp32_alone_and_score_the_same(toy_run, inferencer, images):
     path = str(toy_run / "checkpoint_0.pt")
-    assert [has_lora(Inferencer(path, precision=precision).model) for precision in ("bf16", "amp_bf16")] == [True, True]
-    assert not has_lora(inferencer.model)
-    with_adapters = Inferencer(path, precision="amp_bf16")
+    half, with_adapters = (Inferencer(path, precision=precision) for precision in ("bf16", "amp_bf16"))
+    assert [has_lora(each.model) for each in (inferencer, half, with_adapters)] == [False, True, True]
     with_adapters.precision = "fp32"
     scores = [each.score(PROMPTS[1], images[1], ANSWERS) for each in (inferencer, with_adapters)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
