@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from instruction_dataset.store import CACHE_VARIABLE
 from open_flamingo import Flamingo, create_model_and_transforms
 
+# a job in a shell's background ignores Ctrl-C, and so would all that it starts, for which tests mean one
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
 torch.set_num_threads(1)  # tiny matrices: more threads only wait for each other, for minutes on a busy machine
 
 WIDTH = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files() -> Iterator[None]:
+    """Temporary files of the processes that tests start go where nothing stays; torchrun leaves its own, for one."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("TMPDIR", folder)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
