@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import signal
 import threading
 import time
@@ -86,8 +85,9 @@ class Door:
                 raise
             failure = {"type": FAILED, "message": f"error: {error}"}  # in place of a traceback
         finally:
-            if failure is not None:
-                await send(failure)
+            if failure is not None or not has_started:
+                # without this message servers take a failure for an app that has nothing to do as it starts
+                await send(failure or {"type": FAILED, "message": ""})
 
 
 def guarded(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
@@ -220,7 +220,7 @@ def _refused(_request: Request, error: Exception) -> JSONResponse:
 
 def _busy(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Busy)
-    return _error(429, str(error), "busy", headers={"Retry-After": str(math.ceil(error.retry_after))})
+    return _error(429, str(error), "busy", headers={"Retry-After": str(error.seconds)})
 
 
 def _closing(_request: Request, _: Exception) -> JSONResponse:

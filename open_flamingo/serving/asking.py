@@ -4,10 +4,10 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from torch import Tensor
@@ -16,17 +16,52 @@ from instruction_dataset.records import Record
 from open_flamingo.instruction_tuning.data.prompts import split_prompt
 from open_flamingo.instruction_tuning.generation import Answer, Prompt, Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
-from open_flamingo.serving.batcher import SOONEST_RETRY, Ask, Batcher, Busy, Closing
+from open_flamingo.serving.batcher import Ask, Batcher, Closing
+from open_flamingo.serving.guard import GONE
 from open_flamingo.serving.intake import Limits, RequestError, read_images
 from open_flamingo.serving.metrics import Metrics
 from open_flamingo.serving.settings import ServeSettings
 
 logger = logging.getLogger("open_flamingo.serving")
 
-GONE = 499
-"""No standard has a status for a client that does not wait for its answer; nginx logs this one."""
 Piece = tuple[int, str]
 """An answer's number, and what it goes on with."""
+T = TypeVar("T")
+
+
+class Client:
+    """Who waits for an answer, at most for so many seconds from now."""
+
+    def __init__(self, request: Request, seconds: float) -> None:
+        self.request, self.seconds = request, seconds
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + seconds
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is over."""
+        return self._loop.time() >= self._deadline
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """What work gives; at the time limit it is cancelled, and RequestError raised."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await work
+        except TimeoutError as error:
+            message = f"the answer took longer than {self.seconds:g} seconds"
+            raise RequestError(504, message, code="timeout") from error
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same, also where the client goes away; the body of its request must have been read."""
+        gone, done = asyncio.create_task(_gone(self.request)), asyncio.create_task(self.in_time(work))
+        try:
+            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            is_gone = done.cancel()
+        if is_gone:
+            raise RequestError(GONE, "the client has gone away")
+        return done.result()
 
 
 @dataclass(frozen=True)
@@ -46,10 +81,10 @@ class Desk:
         """Characters of the longest token: a text with more of them than all tokens may have is not worth tokenizing."""
         return max(map(len, self.inferencer.tokenizer.get_vocab()))
 
-    def refuse_if_full(self) -> None:
-        """Raise Busy before any work is put into a request that could not wait."""
-        if self.batcher.waiting >= self.settings.queue_size:
-            raise Busy(SOONEST_RETRY)
+    def admit(self, request: Request) -> Client:
+        """Who waits for the answer to a request. Raises Busy, before any work is put into one that could not wait."""
+        self.batcher.refuse_if_full()
+        return Client(request, self.settings.request_timeout)
 
     def check_model(self, name: str) -> None:
         """Raise RequestError unless `name` is what the model is called."""
@@ -63,16 +98,16 @@ class Desk:
         return await self._ids(characters, lambda: self.inferencer.turns.question(record)[0])
 
     async def written_out(self, prompt: str, images: int) -> list[int]:
-        """The ids of a whole prompt; one without any token begins as a text does, with the end of the one before."""
+        """The ids of a whole prompt."""
         turns, pieces = self.inferencer.turns, split_prompt(prompt)
         if len(pieces) - 1 != images:
             message = f"the prompt holds {len(pieces) - 1} <image> for {images} images: give one for each"
             raise RequestError(400, message, param="prompt")
-        return await self._ids(len(prompt), lambda: turns.prompt(pieces)) or [turns.eos]
+        return await self._ids(len(prompt), lambda: turns.prompt(pieces))
 
-    async def look(self, sources: Sequence[str]) -> list[Tensor]:
-        """Images as the tower takes them."""
-        return await read_images(sources, self.limits, self.inferencer.look)
+    async def look(self, sources: Sequence[str], client: Client) -> list[Tensor]:
+        """Images as the tower takes them. Raises RequestError, also where the client waits no longer."""
+        return await client.unless_gone(read_images(sources, self.limits, self.inferencer.look))
 
     def new_tokens(self, prompt: Sequence[int], asked: int | None, param: str) -> int:
         """How many tokens an answer may have: those `asked` for, or all that there is room for."""
@@ -82,15 +117,17 @@ class Desk:
         room = self.inferencer.positions - len(prompt) if self.inferencer.positions else most
         return asked if asked is not None else max(1, min(most, room))
 
-    def begin(self, prompt: Prompt, settings: Settings, answers: int, seed: int | None, *, streams: bool) -> "Exchange":
+    def begin(
+        self, client: Client, prompt: Prompt, settings: Settings, answers: int, seed: int | None, *, streams: bool
+    ) -> "Exchange":
         """Put a request among the others. Raises RequestError for what cannot be answered, Busy, and Closing."""
         beams = answers * settings.num_beams
         if settings.num_beams > 1 and beams > self.settings.max_beams:
             message = f"num_beams: {beams} beams over all answers are more than {self.settings.max_beams}"
             raise RequestError(400, message, param="num_beams")
         first = random.randrange(2**31) if seed is None else seed
-        seeds = tuple(range(first, first + answers))
-        exchange = Exchange(self, prompt, settings, seeds, streams=streams)
+        ask = Ask(prompt, settings, tuple(range(first, first + answers)), is_seed_given=seed is not None)
+        exchange = Exchange(self, client, ask, streams=streams)
         self.metrics.prompt_tokens.inc(len(prompt.ids))
         self.metrics.images.inc(len(prompt.images))
         return exchange
@@ -107,44 +144,33 @@ class Desk:
 class Exchange:
     """An ask under way, and what was heard of it."""
 
-    def __init__(
-        self, desk: Desk, prompt: Prompt, settings: Settings, seeds: tuple[int, ...], *, streams: bool
-    ) -> None:
+    def __init__(self, desk: Desk, client: Client, ask: Ask, *, streams: bool) -> None:
         self.id = uuid.uuid4().hex
-        self.desk = desk
+        self.desk, self.client, self.ask = desk, client, ask
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.time() + desk.settings.request_timeout
         self._heard: asyncio.Queue[Piece | None] = asyncio.Queue()
-        self._is_late = False
-        self.ask = Ask(prompt, settings, seeds, self._hear if streams else None)
+        if streams:
+            ask.listen = self._hear
         try:
-            desk.batcher.submit(self.ask)
+            desk.batcher.submit(ask)
         except ValueError as error:
             raise RequestError(400, str(error)) from error
         self.ask.future.add_done_callback(lambda _: self._put(None))
 
-    async def first(self, request: Request) -> Piece | None:
+    async def first(self) -> Piece | None:
         """The first piece, or None at the end. Raises RequestError at the time limit, and if the client goes away."""
-        gone, heard = asyncio.create_task(_gone(request)), asyncio.create_task(self._next())
-        async with AsyncExitStack() as unless_heard:
-            unless_heard.push_async_callback(self.close)
-            try:
-                await asyncio.wait({gone, heard}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                gone.cancel()
-                is_heard = not heard.cancel()
-            if not is_heard:
-                raise RequestError(GONE, "the client has gone away")
-            piece = heard.result()
-            unless_heard.pop_all()
-        return piece
+        try:
+            return await self.client.unless_gone(self._heard.get())
+        except (RequestError, asyncio.CancelledError):
+            await self.close()
+            raise
 
     async def pieces(self, first: Piece | None) -> AsyncIterator[Piece]:
         """The first piece and all that follow it. Raises RequestError at the time limit."""
         piece = first
         while piece is not None:
             yield piece
-            piece = await self._next()
+            piece = await self.client.in_time(self._heard.get())
 
     def answers(self) -> list[Answer]:
         """The answers, at the end. Raises Closing, or RequestError for what went wrong inside."""
@@ -160,17 +186,11 @@ class Exchange:
         """Nobody waits any more; an answer that is not done is given up."""
         if not self.ask.future.done():
             self.desk.batcher.cancel(self.ask)
-            self.desk.metrics.abandoned.labels("late" if self._is_late else "gone").inc()
-            logger.info("request %s is given up: %s", self.id, "too late" if self._is_late else "its client has gone")
-
-    async def _next(self) -> Piece | None:
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                return await self._heard.get()
-        except TimeoutError as error:
-            self._is_late = True
-            seconds = self.desk.settings.request_timeout
-            raise RequestError(504, f"the answer took longer than {seconds:g} seconds", code="timeout") from error
+            reason = "late" if self.client.is_late else "gone"
+            self.desk.metrics.abandoned.labels(reason).inc()
+            logger.info(
+                "request %s is given up: %s", self.id, "too late" if reason == "late" else "its client has gone"
+            )
 
     def _hear(self, number: int, text: str) -> None:
         self._put((number, text))

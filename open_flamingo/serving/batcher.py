@@ -1,6 +1,7 @@
 """Requests that wait are answered together: a bounded queue, and one thread that answers a batch after the other."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -18,18 +19,16 @@ from open_flamingo.serving.heap import trim_heap
 
 logger = logging.getLogger("open_flamingo.serving")
 
-SOONEST_RETRY = 1.0
-"""Seconds."""
 SMOOTHING = 0.2
 """The weight of the newest batch in the mean time of a batch."""
 
 
 class Busy(Exception):
-    """The queue is full; `retry_after` seconds from now there may be room."""
+    """The queue is full; so many `seconds` from now there may be room, rounded up."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"the queue is full; try again in {retry_after:.0f} seconds")
-        self.retry_after = retry_after
+    def __init__(self, seconds: float) -> None:
+        self.seconds = max(1, math.ceil(seconds))
+        super().__init__(f"the queue is full; try again in {self.seconds} second{'s' if self.seconds > 1 else ''}")
 
 
 class Closing(Exception):
@@ -42,8 +41,8 @@ class Observe(Protocol):
     def batch(self, rows: int) -> None:
         """A batch of so many rows begins."""
 
-    def answer(self, answer: Answer) -> None:
-        """An answer is done."""
+    def answer(self, answer: Answer, *, is_wanted: bool) -> None:
+        """An answer is done, or given up since nobody waits for it any more."""
 
 
 @dataclass(eq=False)
@@ -53,6 +52,8 @@ class Ask:
     prompt: Prompt
     settings: Settings
     seeds: tuple[int, ...]
+    is_seed_given: bool = True
+    """The client named the seed, and gets the answers that belong to it; else any draw will do."""
     listen: Callable[[int, str], None] | None = None
     """Takes an answer's number and its next piece of text, in the thread that answers; of beams the whole text."""
     future: Future[list[Answer]] = field(default_factory=Future)
@@ -141,6 +142,12 @@ class Batcher:
         """Whether asks are taken, and answered."""
         return self._thread.is_alive() and not self._is_closing
 
+    def refuse_if_full(self) -> None:
+        """Raise Busy where no further ask can wait."""
+        if len(self._queue) >= self.queue_size:
+            batches = 1 + len(self._queue) / self.batch_size
+            raise Busy(batches * self._seconds)
+
     def submit(self, ask: Ask) -> None:
         """Put an ask into the queue; Busy where it is full, Closing at the end, ValueError for what cannot be answered."""
         self.inferencer.check([ask.prompt], ask.settings)
@@ -149,9 +156,7 @@ class Batcher:
         with self._changed:
             if self._is_closing:
                 raise Closing
-            if len(self._queue) >= self.queue_size:
-                batches = 1 + len(self._queue) / self.batch_size
-                raise Busy(max(SOONEST_RETRY, batches * self._seconds))
+            self.refuse_if_full()
             self._queue.append(ask)
             self._changed.notify()
 
@@ -194,9 +199,12 @@ class Batcher:
     def _next(self) -> list[Ask]:
         """The next batch, as soon as there is one; empty at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_closing)
-            while len(self._queue) < self.batch_size and not self._is_closing and self._changed.wait(self.wait):
-                pass
+            while not self._is_closing:
+                self._changed.wait_for(lambda: self._queue or self._is_closing)
+                while len(self._queue) < self.batch_size and not self._is_closing and self._changed.wait(self.wait):
+                    pass
+                if self._queue:  # whoever asked may have gone away while others were waited for
+                    break
             batch: list[Ask] = []
             for ask in self._queue:
                 if not batch or (ask.kind == batch[0].kind and self._fits([*batch, ask])):
@@ -205,9 +213,12 @@ class Batcher:
             return batch
 
     def _fits(self, batch: Sequence[Ask]) -> bool:
+        settings = batch[0].settings
+        if settings.do_sample and settings.num_beams > 1 and any(ask.is_seed_given for ask in batch):
+            return False  # beams of a batch are drawn together, with the first ask's seed
         rows = sum(len(ask.seeds) for ask in batch)
         longest = max(len(ask.prompt.ids) for ask in batch) + max(ask.settings.max_new_tokens for ask in batch)
-        return rows <= self.batch_size and rows * longest <= self.batch_tokens
+        return rows <= self.batch_size and rows * settings.num_beams * longest <= self.batch_tokens
 
     def _answer(self, batch: Sequence[Ask]) -> None:
         """Answer a batch; one that fails is answered in halves, until the ask that fails is alone."""
@@ -241,7 +252,7 @@ class Batcher:
         def finished(index: int, answer: Answer) -> None:
             ask, number = rows[index]
             if self.observe is not None:
-                self.observe.answer(answer)
+                self.observe.answer(answer, is_wanted=not ask.future.cancelled())
             ask.finish(number, answer)
 
         self.inferencer.answer(

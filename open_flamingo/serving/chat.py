@@ -138,8 +138,8 @@ def start_completion(body: ChatRequest, id: str, prompt_tokens: int) -> Completi
 
 
 def event(value: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    """A server-sent event, in ASCII: readers of lines break them at U+2028 and its like too."""
+    return f"data: {json.dumps(value)}\n\n"
 
 
 def _ending(answer: Answer) -> Ending:

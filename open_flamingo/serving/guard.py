@@ -14,6 +14,8 @@ OPEN_PATHS = ("/health", "/ready")
 """For those who look after the server, and have no key."""
 BODY_TIMEOUT = 60.0
 """Seconds that the body of a request may take to come."""
+GONE = 499
+"""No standard has a status for a client that does not wait for its answer; nginx logs this one."""
 DIGITS = 18
 """Of a length; with more of them a number is too large anyway."""
 
@@ -37,6 +39,7 @@ class BodyLimit:
             await refuse(send, 408, "the body of the request did not come in time", "request_timeout")
             return
         except ConnectionError:
+            await refuse(send, GONE, "the client has gone away", "gone")  # nobody hears it, but it is counted
             return
         if body is None:
             await refuse(send, 413, f"the body has more than {self.max_bytes} bytes", "request_too_large")
@@ -84,7 +87,7 @@ class SameOrigin:
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...] = ()) -> None:
-        self.app, self.origins = app, frozenset(origin.rstrip("/").lower() for origin in origins)
+        self.app, self.origins = app, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not all(self._is_known(origin, scope) for origin in headers(scope, b"origin")):

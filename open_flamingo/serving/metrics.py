@@ -42,9 +42,10 @@ class Metrics:
         """A batch begins."""
         self.rows.observe(rows)
 
-    def answer(self, answer: Answer) -> None:
-        """An answer is done."""
-        self.answers.labels("length" if answer.is_cut else "stop").inc()
+    def answer(self, answer: Answer, *, is_wanted: bool) -> None:
+        """An answer is done, or given up."""
+        if is_wanted:
+            self.answers.labels("length" if answer.is_cut else "stop").inc()
         self.tokens.inc(answer.tokens)
 
     def text(self) -> bytes:

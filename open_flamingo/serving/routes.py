@@ -70,14 +70,14 @@ async def chat_completions(body: ChatRequest, request: Request, desk: AtDesk) ->
     """Answer a conversation, at once or as a stream of events."""
     desk.check_model(body.model)
     refuse_unsupported(body)
-    desk.refuse_if_full()
+    client = desk.admit(request)
     record, sources = read_messages(body.messages)
     ids = await desk.conversation(record)
     settings = chat_settings(body, desk.new_tokens(ids, *asked_tokens(body)))
-    prompt = Prompt(ids, await desk.look(sources))
-    exchange = desk.begin(prompt, settings, body.n or 1, body.seed, streams=bool(body.stream))
+    prompt = Prompt(ids, await desk.look(sources, client))
+    exchange = desk.begin(client, prompt, settings, body.n or 1, body.seed, streams=bool(body.stream))
     completion = start_completion(body, exchange.id, len(ids))
-    first = await exchange.first(request)
+    first = await exchange.first()
     if first is None and (answers := exchange.answers()) and not body.stream:
         return completion.whole(answers)
     events = _events(exchange, completion, first)
@@ -138,14 +138,14 @@ async def exact_prompt(body: ChatRequest, desk: AtDesk) -> ExactPrompt:
 @router.post("/clever_flamingo", operation_id="clever_flamingo")
 async def clever_flamingo(body: CleverRequest, request: Request, desk: AtDesk) -> CleverAnswer:
     """Answer a prompt that is written out, as the API of 2023 did."""
-    desk.refuse_if_full()
+    client = desk.admit(request)
     content, args = body.content_lst, body.content_lst.args or Args()
     sources = content.imgpaths or []
     ids = await desk.written_out(content.prompt, len(sources))
     settings = clever_settings(args, desk.new_tokens(ids, args.max_new_token, "max_new_token"))
-    prompt = Prompt(ids, await desk.look(sources))
-    exchange = desk.begin(prompt, settings, 1, args.seed, streams=False)
-    await exchange.first(request)
+    prompt = Prompt(ids, await desk.look(sources, client))
+    exchange = desk.begin(client, prompt, settings, 1, args.seed, streams=False)
+    await exchange.first()
     return CleverAnswer(result=Responses(response=[answer.text for answer in exchange.answers()]))
 
 

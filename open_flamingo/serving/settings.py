@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ PREFIX = "FLAMINGO_"
 FILE_VARIABLE = "FLAMINGO_CONFIG"
 QUICKSTART = "runs/quickstart/checkpoint_0.pt"
 MIB = 2**20
+ORIGIN = re.compile(r"https?://[^/*@\s]+")
 
 
 def _split(value: Any) -> Any:
@@ -32,14 +34,28 @@ def _split(value: Any) -> Any:
 
 def _known_device(name: str) -> str:
     try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError("must be a device of PyTorch, such as cpu, cuda or cuda:1") from error
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError("must be a device that this machine has, such as cpu, cuda or cuda:1") from error
     return name
 
 
+def _key(value: Any) -> Any:
+    """A key without the space around it, which no header keeps."""
+    if isinstance(value, str) and not (value := value.strip()):
+        raise ValueError("must not be empty: give a key, or leave it out to let everyone in")
+    return value
+
+
+def _origin(value: str) -> str:
+    origin = value.rstrip("/").lower()
+    if not ORIGIN.fullmatch(origin):
+        raise ValueError("must be origins of web pages, such as https://demo.example.org")
+    return origin
+
+
 Folders = Annotated[tuple[DirectoryPath, ...], NoDecode, BeforeValidator(_split)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -104,12 +120,12 @@ class ServeSettings(BaseSettings):
     )
     allow_urls: bool = Field(default=False, description="fetch images from public http(s) addresses that requests name")
     fetch_timeout: Seconds = Field(default=10.0, description="seconds that fetching an image may take")
-    api_key: SecretStr | None = Field(
-        default=None,
-        min_length=1,
-        description="what requests must bring as `Authorization: Bearer`; not given: nothing",
+    api_key: Annotated[SecretStr, BeforeValidator(_key)] | None = Field(
+        default=None, description="what requests must bring as `Authorization: Bearer`; not given: nothing"
     )
-    origins: Names = Field(default=(), description="web pages, with commas, that may call: `https://demo.example.org`")
+    origins: Origins = Field(
+        default=(), description="web pages, with commas, that may call: `https://demo.example.org`"
+    )
 
     @property
     def name(self) -> str:
@@ -117,7 +133,7 @@ class ServeSettings(BaseSettings):
         if self.model_name is not None:
             return self.model_name
         path = Path(self.checkpoint.split(",")[-1].strip()).absolute()
-        return path.parent.name if path.suffix else path.name
+        return path.name if path.is_dir() else path.parent.name
 
     @classmethod
     def settings_customise_sources(
@@ -135,8 +151,9 @@ class ServeSettings(BaseSettings):
 def read_settings() -> ServeSettings:
     """The settings of this process. Raises ValueError, one sentence that names the key and where it was set."""
     for name in sorted(os.environ):
-        key = name.removeprefix(PREFIX).lower()
-        if name.startswith(PREFIX) and name != FILE_VARIABLE and key not in ServeSettings.model_fields:
+        variable = name.upper()
+        key = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and variable != FILE_VARIABLE and key not in ServeSettings.model_fields:
             logger.warning("%s is no setting of a server, and is not followed", name)
     try:
         return ServeSettings()
@@ -157,7 +174,7 @@ def _read_file() -> dict[str, Any]:
         values = readers[path.suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{FILE_VARIABLE}: {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{FILE_VARIABLE}: {path} is not {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{FILE_VARIABLE}: {path} must hold an object of settings")
@@ -165,8 +182,8 @@ def _read_file() -> dict[str, Any]:
 
 
 def _sentence(key: str, kind: str, problem: str) -> str:
-    variable = PREFIX + key.upper()
-    where = variable if variable in os.environ else f"{key} in {os.environ.get(FILE_VARIABLE)}"
+    variable = next((name for name in os.environ if name.upper() == PREFIX + key.upper()), None)
+    where = variable or f"{key} in {os.environ.get(FILE_VARIABLE)}"
     if kind == "extra_forbidden":
         return f"{where} is no setting; there are {', '.join(ServeSettings.model_fields)}"
     return f"{where}: {problem.removeprefix('Value error, ')}"

@@ -1,6 +1,7 @@
 """Asks that wait together are answered together, each as it would be alone, and none can harm another."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager
@@ -41,8 +42,9 @@ class Count:
     def batch(self, rows: int) -> None:
         self.batches.append(rows)
 
-    def answer(self, answer: Answer) -> None:
-        self.answers.append(answer)
+    def answer(self, answer: Answer, *, is_wanted: bool) -> None:
+        if is_wanted:
+            self.answers.append(answer)
 
 
 @contextmanager
@@ -83,10 +85,13 @@ def test_asks_that_wait_are_one_batch_where_their_settings_allow_and_are_answere
     assert got[0][0].text == "A star."
 
 
-@pytest.mark.parametrize(("limits", "batches"), [({"batch_size": 3}, [3, 1]), ({"batch_tokens": 250}, [2, 2])])
-def test_a_batch_keeps_to_its_limits(inferencer, limits, batches):
+@pytest.mark.parametrize(
+    ("limits", "beams", "batches"),
+    [({"batch_size": 3}, 1, [3, 1]), ({"batch_tokens": 250}, 1, [2, 2]), ({"batch_tokens": 500}, 2, [2, 2])],
+)
+def test_a_batch_keeps_to_its_limits(inferencer, limits, beams, batches):
     prompt = Prompt(inferencer.encode(SUN).ids[:20])
-    asks = [Ask(prompt, replace(GREEDY, max_new_tokens=100), (0,)) for _ in range(4)]
+    asks = [Ask(prompt, replace(GREEDY, max_new_tokens=100, num_beams=beams), (0,)) for _ in range(4)]
     with busy(inferencer, **limits) as (batcher, endless, count):
         for ask in asks:
             batcher.submit(ask)
@@ -109,6 +114,19 @@ def test_several_answers_have_seeds_of_their_own_and_are_heard_by_number(inferen
     batcher.close()
     assert answers == [inferencer.answer([ask.prompt], DRAWN, [seed])[0] for seed in (3, 4)]
     assert list(heard.values()) == [answer.text for answer in answers]
+
+
+@pytest.mark.parametrize(("is_given", "batches"), [(True, [1, 1, 1]), (False, [1, 2])])
+def test_drawn_beams_share_a_batch_only_where_nobody_named_a_seed(inferencer, is_given, batches):
+    drawn = replace(DRAWN, num_beams=2)
+    asks = [Ask(inferencer.encode(SUN), drawn, (seed,), is_seed_given=is_given) for seed in (3, 4)]
+    with busy(inferencer) as (batcher, endless, count):
+        for ask in asks:
+            batcher.submit(ask)
+        batcher.cancel(endless)
+        got = [ask.future.result(60) for ask in asks]
+    assert count.batches == batches
+    assert (got == [inferencer.answer([ask.prompt], drawn, ask.seeds) for ask in asks]) == is_given
 
 
 def test_beams_are_heard_whole(inferencer):
@@ -139,9 +157,41 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(inferencer):
             batcher.submit(ask)
         with pytest.raises(Busy) as refusal:
             batcher.submit(Ask(inferencer.encode(SUN), GREEDY, (0,)))
-        assert refusal.value.retry_after >= 1
+        assert refusal.value.seconds == 1
         batcher.cancel(waiting[0])
         batcher.submit(Ask(inferencer.encode(SUN), GREEDY, (0,)))
+
+
+def test_who_is_refused_is_to_come_back_after_as_many_batches_as_wait(inferencer):
+    with busy(inferencer, queue_size=2, batch_size=1) as (batcher, slow, _):
+        time.sleep(1)
+        endless = Ask(slow.prompt, ENDLESS, (SEED,))
+        batcher.submit(endless)
+        batcher.cancel(slow)
+        while batcher.waiting:
+            time.sleep(0.01)
+        for _ in range(2):
+            batcher.submit(Ask(inferencer.encode(SUN), GREEDY, (0,)))
+        with pytest.raises(Busy, match=r"try again in \d+ seconds") as refusal:
+            batcher.submit(Ask(inferencer.encode(SUN), GREEDY, (0,)))
+        assert refusal.value.seconds >= 3  # the one that runs, and two
+        batcher.cancel(endless)
+
+
+def test_an_ask_that_is_given_up_while_further_ones_are_waited_for_ends_nothing(inferencer):
+    count = Count()
+    batcher = Batcher(inferencer, wait=0.1, observe=count, **LIMITS)
+    gone = Ask(inferencer.encode(SUN), GREEDY, (0,))
+    batcher.submit(gone)
+    time.sleep(0.02)
+    batcher.cancel(gone)
+    time.sleep(0.3)
+    assert batcher.is_open
+    ask = Ask(inferencer.encode(SUN), GREEDY, (0,))
+    batcher.submit(ask)
+    assert ask.future.result(60)[0].text == "A star."
+    batcher.close()
+    assert count.batches == [1]
 
 
 def test_what_runs_is_finished_at_the_end_and_what_waits_is_refused(inferencer):
@@ -170,6 +220,7 @@ def test_an_ask_that_nobody_wants_ends_and_leaves_the_queue(inferencer):
             with pytest.raises(CancelledError):
                 ask.future.result(60)
     assert count.batches == [1, 1]
+    assert [answer.text for answer in count.answers] == ["A star."]
 
 
 def test_an_ask_that_fails_harms_no_other_and_nobody_hears_anything_twice(inferencer):

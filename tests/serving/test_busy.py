@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 
 import httpx
 import openai
 import pytest
+from PIL import Image
 from servers import MODEL, Server, image_part, until, user
 
 from instruction_dataset.records import Record
@@ -104,6 +107,22 @@ def test_an_answer_that_takes_too_long_is_given_up(started):
             list(server.client().chat.completions.create(stream=True, **LONG))
         assert given_up(server, "late") == 2
         assert post(server, SHORT).status_code == 200
+
+
+def test_images_count_for_the_time_limit_and_none_is_decoded_for_a_client_that_has_gone(started):
+    file = BytesIO()
+    Image.new("L", (7000, 7000)).save(file, "PNG")  # takes most of a second
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"}}
+    many = {"model": MODEL, "messages": [{"role": "user", "content": [part] * 16}]}
+    with started(request_timeout=1) as server:
+        answer = post(server, many)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    with started() as server:
+        with pytest.raises(httpx.ReadTimeout):
+            post(server, many, timeout=0.5)
+        until(lambda: server.metric('flamingo_requests_total{path="/v1/chat/completions",status="499"}') == 1)
+        assert post(server, SHORT).status_code == 200
+        assert server.metric("flamingo_images_total") == 0
 
 
 def test_at_sigterm_what_runs_is_finished_and_what_waits_is_refused(started, inferencer):

@@ -1,5 +1,7 @@
 """What OpenAI's client gets from a server: the same answers as from the model itself, in OpenAI's objects and errors."""
 
+import json
+
 import openai
 import pytest
 from servers import MODEL, user
@@ -7,6 +9,7 @@ from servers import MODEL, user
 from instruction_dataset.records import Record, image_tag
 from open_flamingo.instruction_tuning.data.prompts import format_prompt
 from open_flamingo.instruction_tuning.generation import Prompt, Settings
+from open_flamingo.serving.chat import event
 from open_flamingo.src.factory import MEDIA_TOKEN
 
 TEMPLATE = "guanaco-no-prompt"
@@ -104,6 +107,11 @@ def test_a_stream_says_who_speaks_first_and_has_a_chunk_for_each_piece(ask):
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "")
     assert len(others) > 2
     assert all(chunk.usage is None for chunk in others)
+
+
+def test_an_event_is_one_line_for_whoever_reads_lines():
+    (line, _) = event({"text": "a\u2028b\x85c\u2029"}).splitlines()
+    assert json.loads(line.removeprefix("data: ")) == {"text": "a\u2028b\x85c\u2029"}
 
 
 def test_beams_are_streamed_whole(ask):

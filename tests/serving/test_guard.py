@@ -25,7 +25,7 @@ class App:
 
 
 def ask(app, *chunks: bytes, path: str = "/", headers: Iterable[tuple[str, str]] = (), ends: bool = True):
-    """The status and headers of the answer to a request, and its body; without an answer None."""
+    """The status and headers of the answer to a request, and its body; None where the app sends nothing."""
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     if ends:
         messages = [*messages[:-1], {"type": "http.request", "body": chunks[-1] if chunks else b"", "more_body": False}]
@@ -92,9 +92,9 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     assert inner.received == []
 
 
-def test_a_client_that_goes_away_before_its_body_has_come_gets_no_answer():
+def test_a_client_that_goes_away_before_its_body_has_come_never_reaches_the_app():
     inner = App()
-    assert ask(BodyLimit(inner, 6), b"ab", ends=False) is None
+    assert refusal(ask(BodyLimit(inner, 6), b"ab", ends=False), 499) == "gone"
     assert inner.received == []
 
 
@@ -139,7 +139,7 @@ def test_nothing_else_opens_but_what_looks_after_the_server(headers):
 )
 def test_pages_of_the_server_itself_and_those_that_are_named_may_use_it(origin, host):
     headers = [("Host", host), *([("Origin", origin)] if origin else [])]
-    assert ask(SameOrigin(App(), ("https://demo.example/",)), headers=headers)[0] == 200
+    assert ask(SameOrigin(App(), ("https://demo.example",)), headers=headers)[0] == 200
 
 
 @pytest.mark.parametrize(

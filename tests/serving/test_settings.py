@@ -67,6 +67,7 @@ def test_a_file_sets_what_the_environment_does_not(written, monkeypatch, name, t
         ("a.toml", "batch = 16", r"batch in \S+a\.toml is no setting; there are checkpoint, "),
         ("a.toml", "batch_size = 0", r"batch_size in \S+a\.toml: Input should be greater than or equal to 1$"),
         ("a.toml", "batch_size = ", r"FLAMINGO_CONFIG: \S+a\.toml is not TOML"),
+        ("a.json", "[" * 100_000, r"FLAMINGO_CONFIG: \S+a\.json is not JSON"),
         ("a.json", "[1]", r"FLAMINGO_CONFIG: \S+a\.json must hold an object of settings"),
         ("a.yaml", "", r"FLAMINGO_CONFIG: \S+a\.yaml must be a \.toml or a \.json file"),
     ],
@@ -88,9 +89,15 @@ def test_a_file_that_is_not_there_is_refused(monkeypatch):
     [
         ("BATCH_SIZE", "many", "FLAMINGO_BATCH_SIZE: Input should be a valid integer"),
         ("PRECISION", "fp16", "FLAMINGO_PRECISION: Input should be 'fp32' or 'bf16'"),
-        ("DEVICE", "gpu", "FLAMINGO_DEVICE: must be a device of PyTorch"),
+        ("DEVICE", "gpu", "FLAMINGO_DEVICE: must be a device that this machine has"),
+        ("DEVICE", "cuda:99", "FLAMINGO_DEVICE: must be a device that this machine has"),
+        ("batch_size", "many", "FLAMINGO_batch_size: Input should be a valid integer"),
+        ("ORIGINS", "*", "FLAMINGO_ORIGINS: must be origins of web pages, such as https://demo.example.org"),
+        ("ORIGINS", "https://a.org, demo.example.org", "FLAMINGO_ORIGINS: must be origins of web pages"),
+        ("ORIGINS", "https://a.org/page", "FLAMINGO_ORIGINS: must be origins of web pages"),
         ("IMAGE_FOLDERS", "/nowhere", "FLAMINGO_IMAGE_FOLDERS: Path does not point to a directory"),
-        ("API_KEY", "", "FLAMINGO_API_KEY: "),
+        ("API_KEY", "", "FLAMINGO_API_KEY: must not be empty: give a key"),
+        ("API_KEY", " ", "FLAMINGO_API_KEY: must not be empty: give a key"),
         ("REQUEST_TIMEOUT", "inf", "FLAMINGO_REQUEST_TIMEOUT: Input should be a finite number"),
     ],
 )
@@ -98,6 +105,18 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence_that_names_its_variable
     monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(ValueError, match=sentence):
         read_settings()
+
+
+def test_origins_are_as_browsers_write_them(monkeypatch):
+    monkeypatch.setenv("FLAMINGO_ORIGINS", "https://Demo.example.org/, http://[::1]:8080")
+    assert read_settings().origins == ("https://demo.example.org", "http://[::1]:8080")
+
+
+def test_a_model_is_called_after_its_folder_whatever_is_in_its_name(tmp_path):
+    folder = tmp_path / "flamingo-1.5"
+    folder.mkdir()
+    for checkpoint in (folder, folder / "checkpoint_0.pt"):
+        assert ServeSettings(checkpoint=str(checkpoint)).name == "flamingo-1.5"
 
 
 def test_a_variable_that_is_no_setting_is_told_of(monkeypatch, caplog):

@@ -29,7 +29,8 @@ def open_image(path: Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in RGB; Pillow itself would clip 16-bit grey to white."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        grey = np.asarray(image).clip(0, 0xFFFF).astype(np.int32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
 
 
