@@ -71,6 +71,7 @@ def as_facts(name: str, source: Source) -> str:
         "records": "unknown" if source.records is None else f"{source.records:,}",
         "images": source.images or "none",
         "splits": ", ".join(source.splits),
+        "2023": "its output of 2023 with --as_2023" if source.as_2023 else "",
     }
     lines = [f"{name}\n", *(f"  {key:<8}  {value}\n" for key, value in facts.items() if value)]
     command = f"python -m instruction_dataset.convert {name} --source DIR --output {name}.json"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from instruction_dataset.catalogue import as_facts, as_markdown, as_table, find_sources, pick
 from instruction_dataset.command import at_least, ended
 from instruction_dataset.converting import Job, Source
-from instruction_dataset.image_check import RECORDS_AT_ONCE, checking
+from instruction_dataset.image_check import checking
 from instruction_dataset.records import IMAGE_TAG, Record, written_whole
 
 FRAMES = {True: ("", "\n", "\n"), False: ("[\n", ",\n", "\n]\n")}
@@ -62,13 +62,13 @@ def convert(source: Source, job: Job, args: argparse.Namespace) -> str:
         job.tick = lambda read: bar.update(read - bar.n)
         records: Iterable[Record] = source.convert(args.source, job)
         if args.check_images:
-            ahead = min(RECORDS_AT_ONCE, args.limit or RECORDS_AT_ONCE)
-            records = stack.enter_context(checking(records, job, os.cpu_count() or 1, ahead))
+            records = stack.enter_context(checking(records, job, os.cpu_count() or 1, args.limit))
         file = stack.enter_context(written_whole(args.output))
         written, images = _write(islice(records, args.limit), file.write, args.output.suffix == ".jsonl")
         job.tick(job.read)
         if not written:
-            raise ValueError(f"{args.source} gives no record ({_reasons(job)}); check --source and --split")
+            flags = " and ".join(["--source", *(["--split"] if source.splits else [])])
+            raise ValueError(f"{args.source} gives no record ({_reasons(job)}); check {flags}")
     return _summary(args, job, written, images)
 
 
@@ -111,7 +111,9 @@ def _summary(args: argparse.Namespace, job: Job, written: int, images: int) -> s
 
 def _reasons(job: Job) -> str:
     parts = [f"{job.read:,} rows read", *(f"{reason}: {count:,}" for reason, count in job.left_out.most_common())]
-    return ", ".join([*parts, f"malformed: {job.malformed:,}"] if job.malformed else parts)
+    if job.malformed:
+        parts.append(f"malformed: {job.malformed:,}, first {job.bad[0]}")
+    return ", ".join(parts)
 
 
 def _listed(args: argparse.Namespace) -> str:
@@ -141,6 +143,14 @@ def _job(parser: argparse.ArgumentParser, args: argparse.Namespace, source: Sour
     if args.split is not None and args.split not in source.splits:
         choices = f"choose one of {', '.join(source.splits)}" if source.splits else "it has none, leave --split out"
         parser.error(f"--split {args.split} is not a split of {args.name}; {choices}")
+    if args.as_2023 and not source.as_2023:
+        parser.error(f"--as_2023: {args.name} has no output of 2023 to give; leave the flag out")
+    if args.image_root is not None and not args.image_root.is_dir():
+        parser.error(f"--image_root {args.image_root} is no folder; name the one that image paths are relative to")
+    if args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder; name a file")
+    if args.output.exists() and args.source.resolve() in (args.output.resolve(), args.output.resolve().parent):
+        parser.error(f"--output {args.output} is there, among the files of --source; remove it, or name one elsewhere")
     if args.check_images and args.image_root is None and args.image_output is None:
         parser.error("--check_images needs to know where the images lie; name their folder with --image_root")
     return Job(
@@ -188,8 +198,16 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out records with missing or damaged images; decodes every image",
     )
-    add("--skip_bad", action="store_true", help="leave out and count malformed rows, rather than stop at the first")
-    add("--as_2023", action="store_true", help="what the script of 2023 gave, with the faults it had")
+    add(
+        "--skip_bad",
+        action="store_true",
+        help="leave out and count malformed rows, rather than stop at the first; unsound JSON always stops",
+    )
+    add(
+        "--as_2023",
+        action="store_true",
+        help="what the script of 2023 gave, with the faults it had, where --list NAME says that it can be had",
+    )
     add("--list", action="store_true", help="print all sources as a table, or with NAME the facts of one")
     add("--markdown", action="store_true", help="with --list: as the table of docs/datasets.md")
     return parser

@@ -1,6 +1,8 @@
 """What a converter is given and gives: rows of a source that name their place in errors, and a job that counts them."""
 
+import os
 import random
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import ijson
 
+from instruction_dataset.dialogue import refuse_tags
 from instruction_dataset.reading import read_rows
-from instruction_dataset.records import Record, kind_of, split_images
+from instruction_dataset.records import Record, kind_of, refuse_half_characters, split_images
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -30,6 +33,8 @@ class Row(NamedTuple):
     """From 1."""
     path: str = ""
     """Of this object in its record, such as `conversations[2].`."""
+    fault: str = ""
+    """What is wrong with a row that its file's format does not allow; it has no value."""
 
     @property
     def where(self) -> str:
@@ -47,8 +52,9 @@ class Row(NamedTuple):
 
     def number_of(self, key: str) -> int:
         """A field that is a whole number, or a string of digits, as identifiers are in some files."""
-        value = self._field(key, int | str, "a whole number")
-        if isinstance(value, bool) or (isinstance(value, str) and not value.isdecimal()):
+        value = self._field(key, int | float | str, "a whole number")
+        is_whole = value.isdecimal() if isinstance(value, str) else float(value).is_integer()  # pandas writes 7 as 7.0
+        if isinstance(value, bool) or not is_whole:
             raise ValueError(f"field {self.path + key!r} must be a whole number, not {value!r}")
         return int(value)
 
@@ -72,7 +78,7 @@ class Row(NamedTuple):
 
     def rows(self, key: str) -> list["Row"]:
         """A field that is an array of objects."""
-        _, file, number, path = self
+        _, file, number, path, _ = self
         return [Row(value, file, number, f"{path}{key}[{i}].") for i, value in enumerate(self.items(key))]
 
     def columns(self, key: str, *names: str) -> list[list[str]]:
@@ -138,11 +144,15 @@ class Job:
             self.read += 1
             if self.read % TICK == 0:
                 self.tick(self.read)
+            before = dict(self.left_out)
             try:
-                records = [record for record in make(row) if self._is_whole(record)]
+                records = [record for record in make(_sound(row)) if self._is_whole(record)]
             except ValueError as error:
+                self.left_out = Counter(before)
                 self._refuse(row, error)
                 continue
+            if not records and self.left_out == before:
+                self.leave_out("the row holds nothing to make a record of")
             yield from records
 
     def index(self, rows: Iterable[Row], entry: Callable[[Row], tuple[K, V]]) -> dict[K, V]:
@@ -154,7 +164,7 @@ class Job:
         table: dict[K, V] = {}
         for row in rows:
             try:
-                key, value = entry(row)
+                key, value = entry(_sound(row))
                 if key in table:
                     raise ValueError(f"{key!r} was there before; keep one record of it")
             except ValueError as error:
@@ -175,7 +185,7 @@ class Job:
 
     def has_image(self, path: str) -> bool:
         """Whether an image is there; ValueError where no folder of images was named."""
-        return (self.images() / path).is_file()
+        return os.path.isfile(self.images() / path)  # noqa: PTH113 - False also for what cannot be a file's name
 
     def image_folder(self) -> Path:
         """Where made images go; ValueError where no folder was named."""
@@ -197,8 +207,9 @@ class Job:
             self.leave_out("the answer is empty")
             return False
         split_images(text)
+        refuse_tags(answer)
         if not (text.isascii() and answer.isascii()):
-            (text + answer).encode()  # half a character is a ValueError
+            refuse_half_characters(text + answer)
         return True
 
 
@@ -222,6 +233,8 @@ class Source:
     licence: str = "unknown"
     splits: tuple[str, ...] = ()
     """What --split may be; the first is the default."""
+    as_2023: bool = False
+    """It can also give what the script of 2023 gave, with its faults."""
 
 
 def rows(file: Path) -> Iterator[Row]:
@@ -248,13 +261,26 @@ def members(file: Path, key: str = "") -> Iterator[tuple[str, Row]]:
         raise ValueError(f"{file} has no {place} with anything in it; is it the file that the source is made of?")
 
 
+def _sound(row: Row) -> Row:
+    """The row; ValueError where it is none."""
+    if row.fault:
+        raise ValueError(row.fault)
+    return row
+
+
 def _streamed(file: Path, read: Callable[..., Iterable[Any]], prefix: str) -> Iterator[Any]:
     try:
         with file.open("rb") as stream:
+            if stream.peek(len(BOM_UTF8)).startswith(BOM_UTF8):
+                stream.read(len(BOM_UTF8))
             yield from read(stream, prefix, use_float=True)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist; check --source") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}; name a file that you may read") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from error
     except ijson.JSONError as error:
-        raise ValueError(f"{file} is not sound JSON ({' '.join(str(error).split())}); fetch it again") from error
+        (problem,) = error.args
+        words = problem.decode(errors="replace") if isinstance(problem, bytes) else str(problem)
+        raise ValueError(f"{file} is not sound JSON ({' '.join(words.split())}); fetch it again") from error

@@ -38,6 +38,8 @@ def parse_entry(row: object, taken: Collection[str]) -> Source:
     name, ratio = row["dataset_name"], row["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not ratio >= 0:
         raise ValueError(f"ratio must be a number of at least 0, not {ratio!r}")
+    if not name.strip(" .") or any(sign in name for sign in "/\\\0"):
+        raise ValueError(f"dataset_name {name!r} is no file name; results are filed by it, so choose a plain one")
     if name in taken:
         raise ValueError(f"dataset_name {name!r} is used twice; results are filed by it, so rename one")
     return Source(name, Path(row["json_path"]), row["img_dir"], float(ratio))

@@ -15,7 +15,7 @@ Turn = tuple[str, str]
 
 def history(turns: Sequence[Turn]) -> str:
     """What was said so far, as it stands before the question that follows."""
-    return "".join(f"{question}{ASSISTANT}{answer}{NEXT_TURN}" for question, answer in turns)
+    return "".join(_said(*turn) for turn in turns)
 
 
 def expand(turns: Sequence[Turn], images: str = "") -> Iterator[Record]:
@@ -23,13 +23,18 @@ def expand(turns: Sequence[Turn], images: str = "") -> Iterator[Record]:
     before = images
     for question, answer in turns:
         yield Record(before + question, answer)
-        before += f"{question}{ASSISTANT}{answer}{NEXT_TURN}"
+        before += _said(question, answer)
 
 
 def last_turn(turns: Sequence[Turn], images: str = "") -> Record:
     """The record of the last answer alone, with the dialogue before it."""
     question, answer = turns[-1]
     return Record(f"{images}{history(turns[:-1])}{question}", answer)
+
+
+def _said(question: str, answer: str) -> str:
+    """A turn and what stands before the next; single newlines join them, also where a text ends in one of its own."""
+    return f"{question.rstrip()}{ASSISTANT}{answer.rstrip()}{NEXT_TURN}"
 
 
 def refuse_tags(text: str) -> str:

@@ -22,7 +22,7 @@ from instruction_dataset.image_files import read_image, save_image
 from instruction_dataset.records import kind_of
 
 ID_COLUMNS = ("id", "__index_level_0__")
-"""Of Parquet: a column, or the index of a table that pandas wrote."""
+"""Of Parquet, and of strings: a column, or the nameless index of a table that pandas wrote."""
 BASE64_COLUMN = "base64"
 SIDE = 336
 AHEAD_PER_WORKER = 4

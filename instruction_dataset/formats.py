@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from instruction_dataset.reading import excerpt
-from instruction_dataset.records import IMAGE_TAG, Record, image_tag, kind_of, parse_record
+from instruction_dataset.records import IMAGE_TAG, Record, image_tag, kind_of, parse_record, refuse_half_characters
 
 PLACEHOLDER = "<image>"
 ROLES = {
@@ -81,7 +81,8 @@ def parse_row(raw: object) -> Record:
         case _:
             answer = "completion" if raw.get("completion") is not None else "response"
             record = _plain(raw, ["prompt"], answer)
-    _refuse_half_characters(record)
+    for text in (text for turn in record.turns for text in turn):
+        refuse_half_characters(text)
     return record
 
 
@@ -238,13 +239,3 @@ def _refuse_images(raw: dict[str, Any]) -> None:
     for key in IMAGE_FIELDS:
         if raw.get(key):
             raise ValueError(f"field {key!r} is not read in a record of this shape; name images in an 'input'")
-
-
-def _refuse_half_characters(record: Record) -> None:
-    r"""A lone surrogate, which JSON can spell (`\ud83d`), is no text that a tokenizer or a file takes."""
-    for text in (text for turn in record.turns for text in turn):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = ascii(text[error.start])
-            raise ValueError(f"the text holds {half}, half of a character; write the character whole") from error

@@ -20,18 +20,16 @@ SOUND = len(KINDS)
 
 
 @contextmanager
-def checking(
-    records: Iterable[Record], job: Job, workers: int, at_once: int = RECORDS_AT_ONCE
-) -> Iterator[Iterator[Record]]:
+def checking(records: Iterable[Record], job: Job, workers: int, limit: int | None = None) -> Iterator[Iterator[Record]]:
     """The records whose images training can open, in their order; the others are counted in the job, by what is wrong.
 
-    `at_once` records are read ahead.
+    No more records are read than it takes to find `limit` of them.
     """
     # here, since it takes seconds to import; and before the processes start, so that they have it too
     from open_flamingo.instruction_tuning.data.images import open_image
 
     with processes(workers) as pool:
-        yield _Check(job, pool, open_image, CHUNKS_AHEAD * workers).sound(records, at_once)
+        yield _Check(job, pool, open_image, CHUNKS_AHEAD * workers).sound(records, limit)
 
 
 class _Check:
@@ -43,16 +41,17 @@ class _Check:
         self._seen = Seen()
         self._verdicts = bytearray()
 
-    def sound(self, records: Iterable[Record], at_once: int) -> Iterator[Record]:
-        """The records without a bad image."""
-        records = iter(records)
-        while batch := list(islice(records, at_once)):
+    def sound(self, records: Iterable[Record], limit: int | None) -> Iterator[Record]:
+        """The records without a bad image, at most `limit`."""
+        records, found = iter(records), 0
+        while batch := list(islice(records, RECORDS_AT_ONCE if limit is None else min(RECORDS_AT_ONCE, limit - found))):
             named = [[str(self._place(path)) for path in _images(record)] for record in batch]
             self._look(path for paths in named for path in paths)
             for record, paths in zip(batch, named, strict=True):
                 if problem := next(filter(None, map(self._problem, paths)), None):
                     self._job.leave_out(problem)
                 else:
+                    found += 1
                     yield record
 
     def _look(self, paths: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Images read and written one by one: in RGB and the right way up, and whole on disk or not at all."""
+"""Images read and written one by one: in RGB and the right way up, whole on disk or not at all, in their folder."""
 
 import secrets
 import struct
@@ -13,6 +13,13 @@ DAMAGE = (
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 """What decoders raise for files that are cut short or broken."""
+
+
+def inside(folder: Path, path: str) -> Path:
+    """The file at a path that a source gives; ValueError for one that leads out of the folder."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"path {path!r} leads out of its folder; correct it in the source")
+    return folder / path
 
 
 def read_image(source: Path | BinaryIO, name: object) -> Image.Image:

@@ -59,9 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.datasets) == bool(args.recipe):
         parser.error(f"name either converted files or --recipe {' or '.join(RECIPES)}")
+    if args.recipe and args.by:
+        parser.error("--by makes ratios, and the recipe has its own; leave one of the two out")
+    if args.allow_missing and not args.recipe:
+        parser.error("--allow_missing is for a --recipe; leave out the datasets that are not there")
 
     def work() -> int:
         entries = _with_images(_recipe(args) if args.recipe else _given(parser, args), args.img_dir)
+        if str(args.output.resolve()) in (entry.json_path for entry in entries):
+            raise ValueError(f"--output {args.output} is one of the files to mix; name another")
         write_json(args.output, [asdict(entry) for entry in entries])
         sys.stdout.write(f"{args.output}\n{_table(entries)}")
         return 0
@@ -128,10 +134,10 @@ def _split_ratio(text: str) -> tuple[str, float | None]:
 
 
 def _find(name: str, converted: Path) -> Path:
-    if Path(name).exists():
-        return Path(name)
     if (path := _existing(converted / name)) is not None:
         return path
+    if Path(name).exists():
+        return Path(name)
     raise ValueError(f"neither {name} nor {converted / name}.json exists; convert it, or correct --converted")
 
 

@@ -86,10 +86,10 @@ def verdict(path: Path, open_image: Opener) -> Verdict:
 
 def thumbnail(path: Path, open_image: Opener) -> str | None:
     """A small copy of an image as a data URI; None where it is not sound."""
-    problem = verdict(path, open_image)
-    if problem and problem[0].fails:
-        return None
-    image = open_image(path)
+    try:
+        image = open_image(path)
+    except ValueError:
+        return None  # the verdict tells why
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = BytesIO()
     image.save(data, "JPEG", quality=85)

@@ -2,10 +2,12 @@
 
 import csv
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
-from instruction_dataset.converting import Row, rows, rows_at
+from instruction_dataset.converting import Job, Row, rows, rows_at
+from instruction_dataset.reading import LONGEST_ROW
+
+csv.field_size_limit(LONGEST_ROW)
 
 
 def coco_2014(split: str, image_id: int) -> str:
@@ -18,18 +20,9 @@ def coco_2017(split: str, image_id: int) -> str:
     return f"{split}2017/{image_id:012d}.jpg"
 
 
-def visual_genome(image_data: Path) -> dict[int, str]:
-    """The path of each Visual Genome image, such as `VG_100K_2/2392588.jpg`, from `image_data.json`.
-
-    Raises ValueError with file and record number for an entry without `image_id` and `url`.
-    """
-    paths = {}
-    for row in rows(image_data):
-        try:
-            paths[row.number_of("image_id")] = url_tail(row.text("url"))
-        except ValueError as error:
-            raise ValueError(f"{row.where}: {error}") from error
-    return paths
+def visual_genome(image_data: Path, job: Job) -> dict[int, str]:
+    """The path of each Visual Genome image, such as `VG_100K_2/2392588.jpg`, from `image_data.json`."""
+    return job.index(rows(image_data), lambda row: (row.number_of("image_id"), url_tail(row.text("url"))))
 
 
 def url_tail(url: str) -> str:
@@ -50,12 +43,6 @@ def files_of(source: Path, *patterns: str) -> list[Path]:
     return found
 
 
-def peek(rows: Iterator[Row]) -> tuple[Row | None, Iterator[Row]]:
-    """The first row, where there is one, to tell formats apart by; and all rows."""
-    first = next(rows, None)
-    return first, rows if first is None else chain([first], rows)
-
-
 def karpathy(file: Path) -> Iterator[Row]:
     """The images of a Karpathy-style file: `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}`."""
     return rows_at(file, "images")
@@ -64,16 +51,15 @@ def karpathy(file: Path) -> Iterator[Row]:
 def csv_rows(file: Path) -> Iterator[Row]:
     """The rows of a CSV file by the names of its header, streamed; all fields are strings, and a cut row lacks its last.
 
-    Raises ValueError for an encoding other than UTF-8, unsound quotes, and a row with more fields than the header.
+    Raises ValueError for an encoding other than UTF-8 and for unsound quotes.
     """
     number = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             table = csv.DictReader(stream, strict=True)
             for number, fields in enumerate(table, start=1):
-                if None in fields:
-                    raise ValueError(f"{file}, record {number} has more fields than the header; quote its commas")
-                yield Row({name: text for name, text in fields.items() if text is not None}, file, number)
+                fault = "it has more fields than the header; quote its commas" if None in fields else ""
+                yield Row({name: text for name, text in fields.items() if text is not None}, file, number, fault=fault)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist; check --source") from error
     except OSError as error:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,6 +57,15 @@ def split_images(text: str) -> tuple[list[str], list[str]]:
     return pieces[0::2], paths
 
 
+def refuse_half_characters(text: str) -> None:
+    r"""ValueError for a lone surrogate, which JSON can spell (`\ud83d`), and which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"the text holds {half}, half of a character; write the character whole") from error
+
+
 def parse_record(raw: object) -> Record:
     """A record out of parsed JSON, a legacy `instruction` put directly before `input`.
 
@@ -93,7 +102,10 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """A file to write text to; it replaces `path` when the context ends well, and is gone when it ends otherwise."""
+    """A file to write text to; it replaces `path` when the context ends well, and is gone when it ends otherwise.
+
+    Raises ValueError where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # a plain open, unlike tempfile, leaves the file with the permissions that the user's umask asks for
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -103,8 +115,15 @@ def written_whole(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if not error.errno or error.filename not in (None, str(temporary)):
+            raise  # of another file, from which the text is made
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); make room there, or name another file"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it has replaced `path`, or never was, or its folder takes no change, which is told
+            temporary.unlink()
 
 
 def kind_of(value: object) -> str:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from instruction_dataset.dataset_config import Source
+from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
 from instruction_dataset.findings import Health, Kind
 from instruction_dataset.formats import name_of, parse_row
 from instruction_dataset.reading import read_rows, source_files
@@ -213,7 +214,9 @@ class Scan:
             pieces, paths = split_images(text)
             count += len(paths)
             letters += sum(map(len, pieces))
-            texts += [*pieces, answer]
+            # in an instruction they part the turns before it
+            texts += [piece.replace(NEXT_TURN, "").replace(ASSISTANT, "") for piece in pieces]
+            texts.append(answer)
             for path in paths:
                 self._note_image(where, str(Path(health.source.img_dir, path)))
         self._find_literals(where, texts)

@@ -9,7 +9,7 @@ from math import ceil, floor
 from pathlib import Path
 
 from instruction_dataset.converting import Job
-from instruction_dataset.image_files import read_image, save_image
+from instruction_dataset.image_files import inside, read_image, save_image
 from instruction_dataset.records import image_tag
 
 QUALITY = 95
@@ -17,6 +17,8 @@ QUALITY = 95
 
 Box = Sequence[float]
 """Left, top, right, bottom, in pixels."""
+Corners = tuple[float, float, float, float]
+"""A box of no more than these."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Crops:
 
     def whole(self, path: str) -> str:
         """The tag of an image of `root`, which gets a link, or a copy, at the same path of `folder`."""
-        target = self._target(path)
+        target = inside(self.folder, path)
         if not target.exists():
             _link(self.root / path, target)
         return image_tag(path)
@@ -46,17 +48,21 @@ class Crops:
 
         Raises ValueError for an image that cannot be read, and for a box outside it.
         """
-        missing = {name: box for name, box in boxes.items() if not self._target(name).exists()}
+        missing = {name: box for name, box in boxes.items() if not inside(self.folder, name).exists()}
         if missing:
             image = read_image(self.root / path, self.root / path)
             for name, box in missing.items():
-                save_image(image.crop(_pixels(box, image.size)), self._target(name), quality=QUALITY)
+                save_image(image.crop(_pixels(box, image.size)), self.folder / name, quality=QUALITY)
         return [image_tag(name) for name in boxes]
 
-    def _target(self, path: str) -> Path:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ValueError(f"image path {path!r} leads out of its folder; correct it in the source")
-        return self.folder / path
+
+def clamped(box: Box, size: tuple[int, int]) -> Corners:
+    """The part of a box that its image of a width and height has; ValueError where that is no area."""
+    width, height = size
+    left, top, right, bottom = max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+    if left >= right or top >= bottom:
+        raise ValueError(f"box {list(box)} holds no pixel of its image of {width} x {height}; correct it in the source")
+    return left, top, right, bottom
 
 
 def _link(original: Path, path: Path) -> None:
@@ -75,9 +81,5 @@ def _link(original: Path, path: Path) -> None:
 
 def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The whole pixels that a box touches, of those that the image has."""
-    width, height = size
-    left, top = max(0, floor(box[0])), max(0, floor(box[1]))
-    right, bottom = min(width, ceil(box[2])), min(height, ceil(box[3]))
-    if left >= right or top >= bottom:
-        raise ValueError(f"box {list(box)} holds no pixel of its image of {width} x {height}; correct it in the source")
-    return left, top, right, bottom
+    left, top, right, bottom = clamped(box, size)
+    return floor(left), floor(top), ceil(right), ceil(bottom)

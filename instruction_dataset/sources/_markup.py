@@ -4,8 +4,10 @@ import re
 from html.parser import HTMLParser
 
 BLOCKS = ("blockquote", "div", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "ol", "p", "pre", "table", "ul")
-INLINE = {"strong": "**", "b": "**", "em": "*", "i": "*", "annotation": "$"}
-"""What stands on both sides of a text; an annotation is the source of a formula."""
+INLINE = {"strong": "**", "b": "**", "em": "*", "i": "*", "annotation": "$", "sub": "<sub>", "sup": "<sup>"}
+"""What stands on both sides of a text; an annotation is the source of a formula, and for some tags Markdown has no mark."""
+INDENT = "   "
+"""What stands before the lines of a list's item but its first, for each list around it."""
 UNSEEN = ("button", "script", "style", "svg", "mrow")
 UNSEEN_CLASS = "katex-html"
 
@@ -36,6 +38,10 @@ class _Parser(HTMLParser):
         self._mark = ""
         self._lists: list[int | None] = []
         """The number of the last item of each list we are in; None where items have no number."""
+        self._cells: int | None = None
+        """How many cells the row of a table that we are in has so far."""
+        self._is_head = False
+        """Whether the next row is the first of its table."""
         self._unseen: list[str] = []
         """The tag whose content is not shown, and those of the same name inside it."""
         self._code: list[str] | None = None
@@ -66,7 +72,7 @@ class _Parser(HTMLParser):
             if tag == "code":
                 self._end_code(self._code)
         elif tag in INLINE:
-            self.parts.append(INLINE[tag])
+            self.parts.append(INLINE[tag].replace("<", "</"))
         else:
             self._end(tag)
 
@@ -82,13 +88,22 @@ class _Parser(HTMLParser):
 
     def _begin(self, tag: str, start: str) -> None:
         match tag:
-            case "br" | "tr":
+            case "br":
                 self._break(1)
+            case "table":
+                self._break(2)
+                self._is_head = True
+            case "tr":
+                self._end("tr")
+                self._break(1)
+                self._cells = 0
             case "li":
                 self._break(1)
                 self._mark = self._next_mark()
             case "td" | "th":
-                self._write(" | " if not self._newlines else "")
+                self._write(" | ")
+                if self._cells is not None:
+                    self._cells += 1
             case "ol" | "ul":
                 first = int(start) if start.isdecimal() else 1
                 self._lists.append(first - 1 if tag == "ol" else None)
@@ -109,8 +124,18 @@ class _Parser(HTMLParser):
             if self._block and not self._fenced:
                 self._fence("".join(self._block), "")
             self._block = None
+        elif tag == "tr" and self._cells is not None:
+            self._end_row(self._cells)
         elif tag in BLOCKS:
             self._break(2)
+
+    def _end_row(self, cells: int) -> None:
+        self._write(" |")
+        self._cells = None
+        if self._is_head:
+            self._break(1)
+            self._write("|" + " --- |" * cells)
+        self._is_head = False
 
     def close(self) -> None:
         """End what the text leaves open."""
@@ -134,15 +159,17 @@ class _Parser(HTMLParser):
         self._fenced = True
 
     def _next_mark(self) -> str:
-        indent = "   " * (len(self._lists) - 1)
+        indent = INDENT * (len(self._lists) - 1)
         if not self._lists or self._lists[-1] is None:
             return f"{indent}- "
         self._lists[-1] += 1
         return f"{indent}{self._lists[-1]}. "
 
     def _break(self, newlines: int) -> None:
+        if self._cells is not None:  # a cell is one line
+            self._write(" ")
         # a paragraph in an item begins on the line of the item's mark
-        if not self._mark:
+        elif not self._mark:
             self._newlines = max(self._newlines, newlines)
 
     def _write(self, text: str) -> None:
@@ -152,5 +179,7 @@ class _Parser(HTMLParser):
             return
         if self._newlines and self.parts:
             self.parts[-1] = self.parts[-1].rstrip(" ")
-        self.parts.append("\n" * self._newlines + self._mark + text)
+        indent = INDENT * len(self._lists)
+        start = self._mark or (indent if self._newlines else "")
+        self.parts.append("\n" * self._newlines + start + re.sub(r"\n(?!\n)", f"\n{indent}", text))
         self._newlines, self._mark = 0, ""

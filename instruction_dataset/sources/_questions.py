@@ -125,6 +125,8 @@ CLOSERS = (".", "!", "?", "…", "。", "！", "？")  # noqa: RUF001
 """What ends a sentence."""
 QUOTES = "\"'”’)"  # noqa: RUF001
 """What may stand behind its end."""
+PAUSES = ",;: "
+"""What gives way to a full stop."""
 
 
 def beside(text: str, prompts: Sequence[str], rng: Random) -> str:
@@ -136,5 +138,6 @@ def beside(text: str, prompts: Sequence[str], rng: Random) -> str:
 def as_sentence(text: str) -> str:
     """A text with a capital at its start and a full stop at its end, unless another mark ends it; empty stays empty."""
     text = text.strip()
-    is_closed = not text or text.rstrip(QUOTES).endswith(CLOSERS)
-    return text[:1].upper() + text[1:] + ("" if is_closed else ".")
+    if text and not text.rstrip(QUOTES).endswith(CLOSERS):
+        text = (text.rstrip(PAUSES) or text) + "."
+    return text[:1].upper() + text[1:]

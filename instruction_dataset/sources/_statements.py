@@ -60,4 +60,5 @@ QUESTIONS = (
 def ask(statement: str, holds: bool, rng: Random) -> tuple[str, str]:
     """A question whether a statement holds, and its answer; the statement's full stop is dropped."""
     question = rng.choice(QUESTIONS)
-    return question.text.format(statement.strip().removesuffix(".")), question.yes if holds else question.no
+    statement = statement.strip().removesuffix(".").rstrip()
+    return question.text.format(statement), question.yes if holds else question.no

@@ -45,7 +45,7 @@ def records(row: Row, job: Job) -> Iterator[Record]:
     elif len(output) > LONGEST_OUTPUT:
         job.leave_out("the answer is too long")
     else:
-        yield Record(refuse_tags(text), refuse_tags(output))
+        yield Record(refuse_tags(text), output)
 
 
 SOURCES = {

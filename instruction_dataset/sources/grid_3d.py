@@ -65,7 +65,7 @@ def records(row: Row, images: dict[int, str], job: Job) -> Iterator[Record]:
     if path is None:
         job.leave_out("the image is not there")
     else:
-        yield Record(image_tag(path) + as_sentence(refuse_tags(question)), refuse_tags(answer))
+        yield Record(image_tag(path) + as_sentence(refuse_tags(question)), answer)
 
 
 def spoken(answer: str, job: Job) -> str:

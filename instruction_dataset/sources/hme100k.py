@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from instruction_dataset.converting import Job, Row, Source
-from instruction_dataset.dialogue import refuse_tags
 from instruction_dataset.records import Record, image_tag
 from instruction_dataset.sources._questions import LATEX
 
@@ -21,11 +20,12 @@ def convert(source: Path, job: Job) -> Iterator[Record]:
 
 
 def labels(file: Path) -> Iterator[Row]:
-    """The lines of a text file; ValueError where it cannot be read."""
+    """The lines of a text file that are not blank; ValueError where it cannot be read."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
-                yield Row(line.rstrip("\n"), file, number)
+                if line.strip():
+                    yield Row(line.rstrip("\n"), file, number)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist; check --source") from error
     except OSError as error:
@@ -40,7 +40,7 @@ def records(row: Row, job: Job) -> Iterator[Record]:
     if not tab:
         raise ValueError("a line must be a file name, a tab and a formula")
     image = image_tag(f"{job.split}_images/{name}")
-    latex = joined(refuse_tags(formula).split())
+    latex = joined(formula.split())
     yield Record(image + job.rng.choice(LATEX), f"$${latex}$$" if latex else "")
 
 

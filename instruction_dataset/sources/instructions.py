@@ -21,7 +21,7 @@ def records(row: Row, asked: tuple[str, ...], answered: str) -> Iterator[Record]
     first, *rest = asked
     parts = [row.text(first), *(row.text(field) for field in rest if field in row)]
     text = " ".join(part for part in parts if part.strip())
-    yield Record(refuse_tags(text), refuse_tags(row.text(answered)))
+    yield Record(refuse_tags(text), row.text(answered))
 
 
 SOURCES = {

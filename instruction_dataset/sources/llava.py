@@ -38,6 +38,7 @@ def _source(file: str, records: int) -> Source:
         images="COCO train2014, or train2017",
         records=records,
         licence="CC BY-NC 4.0",
+        as_2023=True,
     )
 
 

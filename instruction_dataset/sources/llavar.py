@@ -36,5 +36,6 @@ SOURCES = {
         images="finetune.zip of the same page; --image_root is the folder it unpacks to",
         records=43_186,
         licence="CC BY-NC 4.0",
+        as_2023=True,
     )
 }

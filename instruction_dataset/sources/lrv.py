@@ -1,6 +1,5 @@
 """LRV-Instruction: questions about Visual Genome images, some about what is not in them."""
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -21,7 +20,7 @@ HEAD = 4096
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per question; ValueError for an image that Visual Genome does not list."""
     files = files_of(source, *PATTERNS)
-    paths = visual_genome(files[0].parent / IMAGE_DATA)
+    paths = visual_genome(files[0].parent / IMAGE_DATA, job)
     return job.each(chain.from_iterable(map(_rows, files)), partial(records, job, paths))
 
 
@@ -44,9 +43,9 @@ def _fault(question: str, answer: str) -> str:
 
 def _rows(file: Path) -> Iterator[Row]:
     """The rows of an array, or of that at `annotations`, where the first release has it."""
-    with file.open("rb") as stream:
-        wrapped = re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"annotations"\s*:', stream.read(HEAD))
-    return rows_at(file, "annotations") if wrapped else rows(file)
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        is_wrapped = stream.read(HEAD).lstrip().startswith("{")
+    return rows_at(file, "annotations") if is_wrapped else rows(file)
 
 
 SOURCES = {

@@ -1,6 +1,5 @@
 """MIMIC-IT: instructions about one image or several; the images are exported by `instruction_dataset.export_images`."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +14,8 @@ GIVEAWAY = "annotations"
 """An answer with this word speaks of what its writer, a language model, was given in place of the images."""
 SPEAKERS = ("[male]", "[female]")
 """How an answer names people whose names were taken out of subtitles."""
-
-_UNNUMBERED_COLOR = re.compile("(?<!_00)_color")
+SN_STORED = "SN_00_IMG"
+"""What the stored names of SN's images begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ def convert(source: Path, job: Job, *, part: Part) -> Iterator[Record]:
 
 def records(row: Row, part: Part, job: Job) -> Iterator[Record]:
     """The record of an instruction."""
-    instruction, answer = (refuse_tags(row.text(key)) for key in ("instruction", "answer"))
+    instruction, answer = refuse_tags(row.text("instruction")), row.text("answer")
     images = [f"{stored_name(name) if part.renamed else name}.png" for name in row.texts("image_ids")]
     images = _some(images, part.most_images, job)
     # in 2023 the word was looked for in the instruction
@@ -68,8 +67,10 @@ def records(row: Row, part: Part, job: Job) -> Iterator[Record]:
 
 
 def stored_name(name: str) -> str:
-    """The id under which an image of SN is stored: `SN_IMG_x_color_1` as `SN_00_IMG_x_00_color_1`."""
-    return _UNNUMBERED_COLOR.sub("_00_color", name.replace("SN_IMG", "SN_00_IMG"))
+    """The id under which an image of SN is stored: `SN_IMG_x_color_1` as `SN_00_IMG_x_00_color_1`; such an id stays."""
+    if name.startswith(SN_STORED):
+        return name
+    return name.replace("SN_IMG", SN_STORED).replace("_color", "_00_color")
 
 
 def _some(images: list[str], most: int, job: Job) -> list[str]:
@@ -85,6 +86,7 @@ def _source(part: Part) -> Source:
         origin="Hugging Face pufanyi/MIMICIT",
         images=f"{part.folder}.json or {part.folder}.parquet, exported by python -m instruction_dataset.export_images",
         records=part.records,
+        as_2023=True,
     )
 
 

@@ -1,6 +1,5 @@
 """OpenAssistant Conversations: trees of messages in many languages, the replies to each ranked by people."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -9,11 +8,13 @@ from pathlib import Path
 
 from instruction_dataset.converting import Job, Row, Source, rows
 from instruction_dataset.dialogue import last_turn, refuse_tags
-from instruction_dataset.readers import files_of, peek
+from instruction_dataset.readers import files_of
 from instruction_dataset.records import Record
 
 PATTERNS = ("*oasst_ready.trees.jsonl*", "*oasst_ready.messages.jsonl*", "oasst1*.json")
 ROLES = ("prompter", "assistant")
+FORMS = ("prompt", "message_id", "instruction")
+"""A field that only trees have, only messages, and only instructions."""
 KEPT = ("text", "role", "rank", "deleted", "message_id", "parent_id")
 
 Replies = Callable[[Row], list[Row]]
@@ -22,12 +23,14 @@ Replies = Callable[[Row], list[Row]]
 
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per tree; of messages, all are held in memory."""
-    first, everything = peek(chain.from_iterable(map(rows, files_of(source, *PATTERNS))))
-    if first is not None and "prompt" in first:
-        return job.each(everything, lambda tree: records(job, _nested, tree.row("prompt")))
-    if first is not None and "message_id" in first:
-        roots, replies = _forest(job, everything)
-        return job.each(roots, partial(records, job, replies))
+    files = files_of(source, *PATTERNS)
+    everything = chain.from_iterable(map(rows, files))
+    match _form(files):
+        case "prompt":
+            return job.each(everything, lambda tree: records(job, _nested, tree.row("prompt")))
+        case "message_id":
+            roots, replies = _forest(job, everything)
+            return job.each(roots, partial(records, job, replies))
     return job.each(everything, instruction)
 
 
@@ -55,6 +58,11 @@ def best_path(root: Row, replies: Replies) -> Iterator[Row]:
         message = min(living, key=lambda reply: reply.number_of("rank") if "rank" in reply else inf, default=None)
 
 
+def _form(files: list[Path]) -> str:
+    """The field that tells the form of all rows, taken from the first that has one; empty where none has."""
+    return next((form for file in files for row in rows(file) for form in FORMS if form in row), "")
+
+
 def _said(root: Row, message: Row, role: str) -> str:
     try:
         if message.text("role") != role:
@@ -75,23 +83,28 @@ def _nested(message: Row) -> list[Row]:
 
 
 def _forest(job: Job, messages: Iterable[Row]) -> tuple[list[Row], Replies]:
-    """The messages that reply to none, and how to find the replies to one; a reply to a lost message is left out."""
-    roots: list[Row] = []
-    children: dict[str, list[Row]] = defaultdict(list)
-    identifiers = set()
-    for row in messages:
-        message = row._replace(value={key: row.value[key] for key in KEPT if key in row})
-        siblings = children[str(message.value["parent_id"])] if "parent_id" in message else roots
-        siblings.append(message)
-        identifiers.add(_identifier(message))
-    for lost in children.keys() - identifiers:
-        for _ in children[lost]:
-            job.leave_out("the message replies to one that is not there")
-    return roots, lambda message: children.get(_identifier(message), [])
+    """The messages that reply to none, and how to find the replies to one; what no such message leads to is left out."""
+    children: dict[str | None, list[Row]] = {None: []}
+    found = job.index(messages, _identified)
+    for parent, message in found.values():
+        children.setdefault(parent, []).append(message)
+
+    def replies(message: Row) -> list[Row]:
+        return children.get(message.text("message_id"), [])
+
+    reached, level = 0, children[None]
+    while level:
+        reached += len(level)
+        level = [reply for message in level for reply in replies(message)]
+    for _ in range(len(found) - reached):
+        job.leave_out("no prompt leads to the message")
+    return children[None], replies
 
 
-def _identifier(message: Row) -> str:
-    return str(message.value.get("message_id"))
+def _identified(row: Row) -> tuple[str, tuple[str | None, Row]]:
+    """The identifier of a message, what it replies to, and those of its fields that are of use here."""
+    message = row._replace(value={key: row.value[key] for key in KEPT if key in row})
+    return row.text("message_id"), (row.text("parent_id") if "parent_id" in row else None, message)
 
 
 SOURCES = {

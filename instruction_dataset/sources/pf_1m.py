@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from instruction_dataset.converting import Job, Row, Source, rows
-from instruction_dataset.dialogue import refuse_tags
 from instruction_dataset.readers import files_of
 from instruction_dataset.records import Record
 
@@ -22,38 +21,37 @@ Rate = Callable[[Row], float]
 def convert(source: Path, job: Job, *, kept: int = KEPT) -> Iterator[Record]:
     """The records of the highest reward, in the order of the file, which is read twice.
 
-    With `as_2023` the first ones of the file, whatever their reward. Answers that were cut short never count.
+    With `as_2023` the first ones of the file, whatever their reward. What is never written takes no place among them.
     """
     (file,) = files_of(source, FILE)
     rate: Rate = _alike if job.as_2023 else reward
-    return job.each(rows(file), partial(records, rate=rate, chosen=best(file, rate, kept), job=job))
+    return job.each(rows(file), partial(records, rate=rate, beaten=beaten_rows(file, rate, kept), job=job))
 
 
-def records(row: Row, rate: Rate, chosen: set[int], job: Job) -> Iterator[Record]:
-    """The record of a row, where it is one of the best."""
-    text, answer = row.text("input"), refuse_tags(row.text("output"))
+def records(row: Row, rate: Rate, beaten: set[int], job: Job) -> Iterator[Record]:
+    """The record of a row, unless its answer is cut short or the row is one of those beaten."""
+    text, answer = row.text("input"), row.text("output")
     rate(row)
     if answer.endswith(CUT):
         job.leave_out("the answer is cut short")
-    elif row.number not in chosen:
+    elif row.number in beaten:
         job.leave_out("the reward is not among the highest")
     else:
         yield Record(text, answer)
 
 
-def best(file: Path, rate: Rate, kept: int) -> set[int]:
-    """The numbers of so many rows of the highest reward; of equal ones, the first."""
+def beaten_rows(file: Path, rate: Rate, kept: int) -> set[int]:
+    """The numbers of the rows that so many others surpass in reward; of equal ones, the last."""
     numbers, rewards = array("q"), array("d")
+    # what is malformed is reported, with its place, when the records are made in earnest
+    trial = Job(skip_bad=True)
+    make = partial(records, rate=rate, beaten=set(), job=trial)
     for row in rows(file):
-        try:
-            cut, value = row.text("output").endswith(CUT), rate(row)
-        except ValueError:
-            continue  # it is reported, with its place, when its record is made
-        if not cut:
+        for _ in trial.each([row], make):
             numbers.append(row.number)
-            rewards.append(value)
+            rewards.append(rate(row))
     ranked = sorted(range(len(rewards)), key=rewards.__getitem__, reverse=True)
-    return {numbers[i] for i in ranked[:kept]}
+    return {numbers[i] for i in ranked[kept:]}
 
 
 def reward(row: Row) -> float:
@@ -75,5 +73,6 @@ SOURCES = {
         origin="Hugging Face chendelong/PF-1M",
         images="those of the datasets it rewrites, such as mscoco_2017/train2017/ID.jpg",
         records=KEPT,
+        as_2023=True,
     )
 }

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from instruction_dataset.converting import Job, Row, Source, rows_at
-from instruction_dataset.dialogue import refuse_tags
 from instruction_dataset.readers import coco_2014
 from instruction_dataset.records import Record, image_tag
-from instruction_dataset.sources._crops import Crops
+from instruction_dataset.sources._crops import Corners, Crops, clamped
 from instruction_dataset.sources._questions import REGION, as_sentence
 
 SPLITS = ("train", "val")
 COCO = "train"
 """Of COCO, which holds the images of both splits."""
 
-Corner = tuple[float, float, float, float]
-"""Left, top, width, height, in pixels."""
-Place = tuple[int, Corner]
+Place = tuple[int, Corners]
 """The id of an image, and a box in it."""
-Show = Callable[[int, int, Corner], tuple[str, str] | None]
+Show = Callable[[int, int, Corners], tuple[str, str] | None]
 """From the ids of annotation and image, and a box, to the tag of the image and what names the region."""
 
 
@@ -30,7 +27,9 @@ Show = Callable[[int, int, Corner], tuple[str, str] | None]
 class Regions:
     """What is known of all annotations before the first record is made."""
 
-    boxes: dict[int, Corner]
+    raw: dict[int, str]
+    """Expressions, by their ids."""
+    boxes: dict[int, Corners]
     """By annotation."""
     longest: dict[Place, str]
     """The longest expression of each place; a place that has its record is taken out."""
@@ -56,7 +55,8 @@ def _convert(source: Path, job: Job, show: Show) -> Iterator[Record]:
 def read_regions(file: Path, instances: Path, job: Job) -> Regions:
     """The boxes of annotations, from COCO, and the longest expression of each, equal boxes of an image being one."""
     raw = job.index(rows_at(file, "refexps"), lambda row: (row.number_of("refexp_id"), row.text("raw").strip()))
-    chosen = job.index(rows_at(file, "annotations"), partial(_chosen, raw=raw))
+    # malformed annotations are refused, and counted, when their records are made
+    chosen = Job(skip_bad=True).index(rows_at(file, "annotations"), partial(_chosen, raw=raw))
     wanted = (row for row in rows_at(instances, "annotations") if _is_wanted(row, chosen))
     boxes = job.index(wanted, lambda row: (row.number_of("id"), _box(row)))
     longest: dict[Place, str] = {}
@@ -64,21 +64,21 @@ def read_regions(file: Path, instances: Path, job: Job) -> Regions:
         if annotation in boxes:
             place = (image, boxes[annotation])
             longest[place] = max(longest.get(place, ""), expression, key=len)
-    return Regions(boxes, longest)
+    return Regions(raw, boxes, longest)
 
 
 def records(row: Row, regions: Regions, show: Show, job: Job) -> Iterator[Record]:
     """The record of an annotation, unless one of an equal box was there before."""
-    annotation, image = row.number_of("annotation_id"), row.number_of("image_id")
+    annotation, (image, _) = _chosen(row, regions.raw)
     if annotation not in regions.boxes:
-        raise ValueError(f"field 'annotation_id' is {annotation}, which COCO's {COCO} annotations do not have")
+        raise ValueError(f"field 'annotation_id' is {annotation}, of which COCO's {COCO} annotations have no box")
     box = regions.boxes[annotation]
     expression = regions.longest.pop((image, box), None)
     if expression is None:
         job.leave_out("another annotation has the same box")
     elif shown := show(annotation, image, box):
         whole, region = shown
-        yield Record(whole + job.rng.choice(REGION).format(region), as_sentence(refuse_tags(expression)))
+        yield Record(whole + job.rng.choice(REGION).format(region), as_sentence(expression))
 
 
 def _chosen(row: Row, raw: dict[int, str]) -> tuple[int, tuple[int, str]]:
@@ -86,7 +86,7 @@ def _chosen(row: Row, raw: dict[int, str]) -> tuple[int, tuple[int, str]]:
     ids = row.items("refexp_ids")
     unknown = [number for number in ids if not isinstance(number, int) or number not in raw]
     if unknown:
-        raise ValueError(f"field 'refexp_ids' names {unknown[0]}, which 'refexps' does not have")
+        raise ValueError(f"field 'refexp_ids' names {unknown[0]}, of which 'refexps' has no text")
     expression = max((raw[number] for number in ids), key=len, default="")
     return row.number_of("annotation_id"), (row.number_of("image_id"), expression)
 
@@ -96,12 +96,12 @@ def _is_wanted(row: Row, chosen: Container[int]) -> bool:
     return not isinstance(number, int) or number in chosen  # what is no number is refused later, by its record
 
 
-def _box(row: Row) -> Corner:
+def _box(row: Row) -> Corners:
     box: list[Any] = row.items("bbox")
     if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         raise ValueError(f"field 'bbox' must be four numbers, not {box}")
     left, top, width, height = box
-    return left, top, width, height
+    return left, top, left + width, top + height
 
 
 def _size(row: Row) -> tuple[int, tuple[int, int]]:
@@ -111,23 +111,23 @@ def _size(row: Row) -> tuple[int, tuple[int, int]]:
     return row.number_of("id"), size
 
 
-def _show_box(_: int, image: int, box: Corner, sizes: dict[int, tuple[int, int]]) -> tuple[str, str]:
+def _show_box(_: int, image: int, box: Corners, sizes: dict[int, tuple[int, int]]) -> tuple[str, str]:
     if image not in sizes:
-        raise ValueError(f"field 'image_id' is {image}, which COCO's {COCO} images do not have")
-    (left, top, width, height), (columns, lines) = box, sizes[image]
-    fractions = {"left": left / columns, "top": top / lines, "width": width / columns, "height": height / lines}
+        raise ValueError(f"field 'image_id' is {image}, of which COCO's {COCO} images have no size")
+    columns, lines = sizes[image]
+    left, top, right, bottom = clamped(box, sizes[image])
+    fractions = {"left": left / columns, "top": top / lines}
+    fractions |= {"width": (right - left) / columns, "height": (bottom - top) / lines}
     region = json.dumps({side: round(value, 3) for side, value in fractions.items()})
     return image_tag(coco_2014(COCO, image)), region
 
 
-def _show_crop(annotation: int, image: int, box: Corner, crops: Crops, job: Job) -> tuple[str, str] | None:
+def _show_crop(annotation: int, image: int, box: Corners, crops: Crops, job: Job) -> tuple[str, str] | None:
     path = coco_2014(COCO, image)
     if not job.has_image(path):
         job.leave_out("the image is not there")
         return None
-    left, top, width, height = box
-    corners = (left, top, left + width, top + height)
-    (region,) = crops.cut(path, {f"refcocog_cropped/{annotation}.jpg": corners})
+    (region,) = crops.cut(path, {f"refcocog_cropped/{annotation}.jpg": box})
     return crops.whole(path), region
 
 

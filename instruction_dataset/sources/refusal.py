@@ -22,12 +22,12 @@ NOISE_LENGTHS = range(4, 65)
 
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per image: a prompt that was written for another image, or noise in its place, and the refusal."""
-    prompts = _prompts(source, job)
-    images = [path for path in sorted((source / IMAGES).rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
+    prompts = _prompts(source, job.rng)
+    places = [path.relative_to(source / IMAGES) for path in sorted((source / IMAGES).rglob("*")) if path.is_file()]
+    images = [place.as_posix() for place in places if _is_image(place)]
     if not images:
         raise ValueError(f"{source / IMAGES} holds no image ({', '.join(IMAGE_ENDINGS)}); put those to refuse there")
-    places = (path.relative_to(source / IMAGES).as_posix() for path in images)
-    found = (Row(place, source / IMAGES, number) for number, place in enumerate(places, start=1))
+    found = (Row(image, source / IMAGES, number) for number, image in enumerate(images, start=1))
     return job.each(found, partial(records, prompts=prompts, answer=_answer(source), job=job))
 
 
@@ -39,7 +39,12 @@ def records(row: Row, prompts: list[tuple[str, str]], answer: str, job: Job) -> 
     yield Record(f"{before}{image_tag(row.value)}{after}", answer)
 
 
-def _prompts(source: Path, job: Job) -> list[tuple[str, str]]:
+def _is_image(place: Path) -> bool:
+    """Whether the name of a file is that of an image, and not hidden, nor in a hidden folder."""
+    return place.suffix.lower() in IMAGE_ENDINGS and not any(part.startswith(".") for part in place.parts)
+
+
+def _prompts(source: Path, rng: Random) -> list[tuple[str, str]]:
     """What stands before and after the image in records of one image and one turn; a sample of them where there are many."""
     held: list[tuple[str, str]] = []
     fitting = 0
@@ -47,11 +52,10 @@ def _prompts(source: Path, job: Job) -> list[tuple[str, str]]:
     for row in rows(file):
         prompt = _prompt(row)
         if prompt is None:
-            job.leave_out("the prompt has no image, several, or a dialogue before it")
             continue
         fitting += 1
         # every one that fits is as likely to be held in the end
-        place = job.rng.randrange(fitting)
+        place = rng.randrange(fitting)
         if fitting <= PROMPTS_HELD:
             held.append(prompt)
         elif place < PROMPTS_HELD:

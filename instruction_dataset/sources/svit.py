@@ -17,7 +17,7 @@ SIDES: dict[str, Side] = {"user": "human", "gpt": "assistant"}
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per answer; ValueError for an image that Visual Genome does not list."""
     (file,) = files_of(source, "svit.json")
-    paths = visual_genome(file.parent / IMAGE_DATA)
+    paths = visual_genome(file.parent / IMAGE_DATA, job)
     return job.each(rows(file), partial(records, job, paths))
 
 

@@ -41,5 +41,6 @@ SOURCES = {
         records=109_765,
         licence="CC BY 4.0",
         splits=("train", "val"),
+        as_2023=True,
     )
 }

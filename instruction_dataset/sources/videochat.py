@@ -5,14 +5,16 @@ videos. For that, the frames of `a/1.mp4` are the images in the folder `a/1` of 
 are made of the video, which lies in --image_root.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from instruction_dataset.converting import Job, Row, Source, rows
 from instruction_dataset.dialogue import Turn, expand, refuse_tags
-from instruction_dataset.readers import files_of, peek
+from instruction_dataset.image_files import inside
+from instruction_dataset.readers import files_of
 from instruction_dataset.records import IMAGE_TAG, Record, image_tag
 from instruction_dataset.sources._frames import extract
 
@@ -29,11 +31,12 @@ _SPEAKER = re.compile(r"\n+### (Human|Assistant): ?")
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per answer."""
     (file,) = files_of(source, "videochat_instruct_11k_frames.train.multi_round.json", "videochat_instruct_11k.json")
-    first, everything = peek(rows(file))
-    if first is not None and "QA" in first:
-        job.images()
-        return job.each(everything, partial(records, job))
-    return job.each(everything, framed)
+    return job.each(_with_images(job, rows(file)), partial(records, job))
+
+
+def records(job: Job, row: Row) -> Iterator[Record]:
+    """The records of a row of either form."""
+    return asked(job, row) if _names_video(row) else framed(row)
 
 
 def framed(row: Row) -> Iterator[Record]:
@@ -41,7 +44,7 @@ def framed(row: Row) -> Iterator[Record]:
     yield Record(_SPEAKER.sub(r"\n### \1: ", _MARK.sub("", row.text("input"))), row.text("output"))
 
 
-def records(job: Job, row: Row) -> Iterator[Record]:
+def asked(job: Job, row: Row) -> Iterator[Record]:
     """The records of a row that names its video, none where no frame of it is there."""
     paths = _frames(job, row.text("video"))
     if not paths:
@@ -52,24 +55,43 @@ def records(job: Job, row: Row) -> Iterator[Record]:
 
 def frames(root: Path, video: str) -> list[str]:
     """The frames of a video in order, relative to `root`: `f2.jpg` comes before `f10.jpg`."""
-    folder = PurePosixPath(video).with_suffix("")
-    if not (root / folder).is_dir():
+    folder = _stem(video)
+    if not os.path.isdir(inside(root, folder)):  # noqa: PTH112 - False also for what cannot be a folder's name
         return []
     names = [file.name for file in (root / folder).iterdir() if file.suffix.lower() in PICTURES]
     names.sort(key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)])
     if len(names) > FRAMES:
         names = [names[i * (len(names) - 1) // (FRAMES - 1)] for i in range(FRAMES)]
-    return [str(folder / name) for name in names]
+    return [f"{folder}/{name}" for name in names]
 
 
 def _frames(job: Job, video: str) -> list[str]:
     if job.image_output is None:
         return frames(job.images(), video)
+    name, file = _stem(video), inside(job.images(), video)
     if not job.has_image(video):
         return []
-    name = str(PurePosixPath(video).with_suffix(""))
-    made = extract(job.images() / video, job.image_output, name, lambda _seconds: FRAMES, SIDE)
-    return [frame.path for frame in made]
+    return [frame.path for frame in extract(file, job.image_output, name, lambda _seconds: FRAMES, SIDE)]
+
+
+def _stem(video: str) -> str:
+    """The path of a video without its ending, which is that of the folder of its frames."""
+    path = PurePosixPath(video)
+    if not path.name:
+        raise ValueError(f"field 'video' must be the path of a video, not {video!r}")
+    return str(path.with_suffix(""))
+
+
+def _names_video(row: Row) -> bool:
+    return "video" in row or "QA" in row
+
+
+def _with_images(job: Job, everything: Iterable[Row]) -> Iterator[Row]:
+    """The rows; ValueError, which is not a fault of a row, where one names a video and no folder of images was named."""
+    for row in everything:
+        if _names_video(row):
+            job.images()
+        yield row
 
 
 def _turn(exchange: Row) -> Turn:

@@ -28,7 +28,7 @@ def first_answer(annotation: Row) -> tuple[int, str]:
     answers = annotation.rows("answers")
     if not answers:
         raise ValueError("field 'answers' is empty; it must hold an answer")
-    return annotation.number_of("question_id"), refuse_tags(answers[0].text("answer"))
+    return annotation.number_of("question_id"), answers[0].text("answer")
 
 
 def records(question: Row, answers: dict[int, str], job: Job) -> Iterator[Record]:

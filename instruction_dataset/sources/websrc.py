@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from instruction_dataset.converting import Job, Row, Source, rows_at
@@ -16,7 +17,11 @@ HTML_SHARE = 0.1
 
 
 def convert(source: Path, job: Job) -> Iterator[Record]:
-    """One record per question, and for most pages one that asks for their HTML."""
+    """One record per question, and for most pages one that asks for their HTML.
+
+    With `as_2023` the last question of each site is missing, as are answers that end in a full stop, which were empty
+    then, and a page may be asked for again.
+    """
     tables = {site_of(table): table for table in sorted(source.glob("*/*/dataset.csv"))}
     for row in rows_at(source / "dataset_split_release.json", job.split):
         table = tables.get(str(row.value))
@@ -24,7 +29,8 @@ def convert(source: Path, job: Job) -> Iterator[Record]:
             job.leave_out("a site of the split is not there")
         else:
             make = partial(records, folder=table.parent, source=source, pages=set(), job=job)
-            yield from job.each(csv_rows(table), make)
+            questions = csv_rows(table)
+            yield from job.each((row for row, _ in pairwise(questions)) if job.as_2023 else questions, make)
 
 
 def site_of(table: Path) -> str:
@@ -37,13 +43,14 @@ def records(row: Row, folder: Path, source: Path, pages: set[str], job: Job) -> 
     page = page_of(row)
     html = folder / "processed_data" / f"{page}.html"
     image = image_tag(html.relative_to(source).with_suffix(".png").as_posix())
-    question, answer = refuse_tags(row.text("question")), refuse_tags(row.text("answer"))
-    yield Record(image + beside(question, WEB_QUESTION, job.rng), as_sentence(answer))
+    question, answer = refuse_tags(row.text("question")), row.text("answer")
+    was_empty = job.as_2023 and answer.endswith(".")
+    yield Record(image + beside(question, WEB_QUESTION, job.rng), "" if was_empty else as_sentence(answer))
     if job.rng.random() >= HTML_SHARE or (page in pages and not job.as_2023):
         return
     pages.add(page)
     if html.is_file():
-        yield Record(image + job.rng.choice(WEB_PAGE), refuse_tags(read(html)))
+        yield Record(image + job.rng.choice(WEB_PAGE), read(html))
     else:
         job.leave_out("the HTML of a page is not there")
 
@@ -71,5 +78,6 @@ SOURCES = {
         origin="https://x-lance.github.io/WebSRC",
         images="WebSRC, beside its HTML in processed_data/",
         splits=SPLITS,
+        as_2023=True,
     ),
 }

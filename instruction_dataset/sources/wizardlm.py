@@ -1,7 +1,6 @@
 """WizardLM Evol-Instruct V2: instructions that were made harder step by step."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from instruction_dataset.converting import Job, Row, Source, rows
@@ -15,14 +14,12 @@ FILE = "WizardLM_evol_instruct_V2_143k.json"
 def convert(source: Path, job: Job) -> Iterator[Record]:
     """One record per row."""
     (file,) = files_of(source, FILE)
-    return job.each(rows(file), partial(records, job))
+    return job.each(rows(file), records)
 
 
-def records(job: Job, row: Row) -> Iterator[Record]:
+def records(row: Row) -> Iterator[Record]:
     """The last question and its answer, without what was said before."""
-    *before, (question, answer) = turns(row)
-    for _ in before:
-        job.leave_out("the turn is not the last of its dialogue")
+    question, answer = turns(row)[-1]
     yield Record(question, answer)
 
 

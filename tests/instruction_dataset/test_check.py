@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from instruction_dataset.check import decoded, main, written
+from instruction_dataset.dialogue import expand
 from instruction_dataset.findings import SHOWN, Findings, Kind
 from instruction_dataset.records import Record, image_tag, parse_record
 from instruction_dataset.scan import Seen
@@ -193,6 +194,13 @@ def test_a_clean_corpus_ends_with_0_and_says_so(clean, capsys):
     assert examples(out) == {}
     assert "ready to train: 0 errors, 0 warnings" in out
     assert "--max_length is not known; give --tokenizer" in out
+
+
+def test_turns_before_an_instruction_are_part_of_it(tmp_path, capsys):
+    rows = [(record.input, record.output) for record in expand([("Who?", "A cat."), ("Sure?", "Yes.")])]
+    (tmp_path / "data.json").write_text(json.dumps([{"input": text, "output": said} for text, said in rows]))
+    assert main([str(tmp_path / "data.json"), "--workers", "1"]) == 0
+    assert examples(capsys.readouterr().out) == {}
 
 
 def test_warnings_alone_end_with_0(tmp_path, capsys):

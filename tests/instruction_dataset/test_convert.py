@@ -130,6 +130,54 @@ def test_skip_bad_leaves_malformed_rows_out_counts_them_and_shows_the_first_five
     assert "field 'conversations' is missing" in shown[0]
 
 
+def test_a_row_is_counted_once_whatever_becomes_of_it(llava, tmp_path, capsys):
+    rows = [dialogue(1, "a", "", "b", "\ud800"), dialogue(2), dialogue(3, "a", "A cat.")]
+    assert llava(rows, "--skip_bad") == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"^  (read|written|left out|malformed) +(\d+)", printed, re.MULTILINE) == [
+        ("read", "3"),
+        ("written", "1"),
+        ("malformed", "2"),
+    ]
+
+
+def test_a_row_that_holds_nothing_is_counted(tmp_path, capsys):
+    captions = [{"filename": "1.jpg", "split": "train", "sentences": []}]
+    captions += [{"filename": "2.jpg", "split": "train", "sentences": [{"raw": "a cat"}]}]
+    (tmp_path / "dataset_rsicd.json").write_text(json.dumps({"images": captions}))
+    assert convert.main(["rsicd", "--source", str(tmp_path), "--output", str(tmp_path / "out.json")]) == 0
+    assert re.search(r"left out +1  the row holds nothing to make a record of\n", capsys.readouterr().out)
+
+
+def test_an_answer_that_names_an_image_is_malformed(tmp_path, capsys):
+    row = {"image_id": "1", "question": "What?", "answer": "A <img_path>z.jpg<img_path> cat."}
+    (tmp_path / "filter_cap.json").write_text(json.dumps([row]))
+    (tmp_path / "image_data.json").write_text('[{"image_id": 1, "url": "https://a/VG_100K/1.jpg"}]')
+    assert convert.main(["lrv", "--source", str(tmp_path), "--output", str(tmp_path / "out.json")]) == 1
+    assert "its text holds '<img_path>', which names images" in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_image(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    row = dialogue(1, "What?", "A cat.") | {"image": "x" * 300}
+    (tmp_path / "llava_instruct_150k_llavar_20k.json").write_text(json.dumps([row]))
+    files = ["--source", str(tmp_path), "--output", str(tmp_path / "out.json")]
+    assert convert.main(["llavar-20k", *files, "--image_root", str(tmp_path / "images")]) == 1
+    assert "the image is not there, as those of LLaVA's dialogues: 1" in capsys.readouterr().err
+
+
+def test_a_run_never_replaces_a_file_of_its_source(tmp_path, capsys):
+    source = tmp_path / "detail_23k.json"
+    source.write_text(json.dumps([dialogue(1, "What?", "A cat.")]))
+    before = source.read_text()
+    for named in (tmp_path, source):
+        with pytest.raises(SystemExit) as caught:
+            convert.main([LLAVA, "--source", str(named), "--output", str(source)])
+        assert caught.value.code == 2
+        assert "is there, among the files of --source; remove it, or name one elsewhere" in capsys.readouterr().err
+    assert source.read_text() == before
+
+
 def test_limit_stops_after_so_many_records(llava, tmp_path):
     assert llava([dialogue(1, "a", "1", "b", "2", "c", "3"), {"malformed": True}], "--limit", 2) == 0
     assert answers(tmp_path / "out.json") == ["1", "2"]
@@ -146,17 +194,14 @@ def test_check_images_leaves_out_what_training_cannot_open_by_kind_and_in_order(
     assert answers(tmp_path / "out.json") == ["0", "0b", "3", "3b", "5", "5b", "0", "0b"]
     counts = re.findall(r"left out +(\d+)  (.*)", capsys.readouterr().out)
     assert counts == [("4", "missing image"), ("2", "truncated or damaged image"), ("2", "unreadable image")]
-    assert llava(rows, *flags, "--limit", 3) == 0
-    assert answers(tmp_path / "out.json") == ["0", "0b", "3"]
+    assert llava([*rows, {"malformed": True}], *flags, "--limit", 8) == 0
+    assert answers(tmp_path / "out.json") == ["0", "0b", "3", "3b", "5", "5b", "0", "0b"]
 
 
 def test_a_source_of_which_nothing_is_left_is_an_error_that_says_why(llava, tmp_path, capsys):
     assert llava([dialogue(1, "a", ""), dialogue(2, "a", "")]) == 1
     reason = "2 rows read, the answer is empty: 2"
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path / 'source'} gives no record ({reason}); check --source and --split\n"
-    )
+    assert capsys.readouterr().err == f"error: {tmp_path / 'source'} gives no record ({reason}); check --source\n"
     assert files(tmp_path) == []
 
 
@@ -165,16 +210,19 @@ def test_a_source_of_which_nothing_is_left_is_an_error_that_says_why(llava, tmp_
 )
 def test_a_stopped_run_leaves_the_old_file_alone_and_no_other(tmp_path, number, code, words):
     row = json.dumps(dialogue(1, "What is it?", "A cat."))
-    (tmp_path / "detail_23k.json").write_text("[" + ",".join([row] * 200_000) + "]")
-    (tmp_path / "out.json").write_text("old")
-    command = ["-m", "instruction_dataset.convert", LLAVA, "--source", tmp_path, "--output", tmp_path / "out.json"]
+    source = tmp_path / "detail_23k.json"
+    source.write_text("[" + ",".join([row] * 200_000) + "]")
+    output = tmp_path / "converted" / "out.json"
+    output.parent.mkdir()
+    output.write_text("old")
+    command = ["-m", "instruction_dataset.convert", LLAVA, "--source", source, "--output", output]
     with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and len(files(tmp_path)) < 3:
+        while process.poll() is None and len(files(output.parent)) < 2:
             time.sleep(0.001)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (code, words)
-    assert (files(tmp_path), (tmp_path / "out.json").read_text()) == (["detail_23k.json", "out.json"], "old")
+    assert (files(output.parent), output.read_text()) == (["out.json"], "old")
 
 
 def test_an_output_that_cannot_be_written_is_one_line(llava, tmp_path, capsys):
@@ -198,6 +246,9 @@ def test_an_output_that_cannot_be_written_is_one_line(llava, tmp_path, capsys):
         ([LLAVA, "--source", ".", "--output", "o", "--split", "val"], "it has none, leave --split out"),
         (["coco-captions", "--source", ".", "--output", "o", "--split", "all"], "choose one of train, val"),
         ([LLAVA, "--source", ".", "--output", "o", "--check_images"], "name their folder with --image_root"),
+        ([LLAVA, "--source", ".", "--output", "o", "--image_root", "nowhere"], "--image_root nowhere is no folder"),
+        ([LLAVA, "--source", ".", "--output", "."], "--output . is a folder; name a file"),
+        (["gqa", "--source", ".", "--output", "o", "--as_2023"], "gqa has no output of 2023 to give"),
         ([LLAVA, "--source", ".", "--output", "o", "--limit", "0"], "expected a whole number of at least 1, not '0'"),
     ],
 )

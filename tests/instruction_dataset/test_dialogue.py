@@ -26,8 +26,9 @@ def parsed(record, images):
 @given(TURNS, PATHS)
 def test_there_is_one_record_per_answer_and_it_holds_the_dialogue_up_to_there(turns, paths):
     images = "".join(map(image_tag, paths))
+    before = [(question.rstrip(), answer.rstrip()) for question, answer in turns]
     assert [parsed(record, images) for record in expand(turns, images)] == [
-        turns[: number + 1] for number in range(len(turns))
+        [*before[:number], turn] for number, turn in enumerate(turns)
     ]
 
 
@@ -48,6 +49,10 @@ def test_the_last_turn_is_the_last_of_all(turns, paths):
 @given(TURNS, TEXTS)
 def test_the_history_is_what_the_next_question_is_put_behind(turns, question):
     assert history(turns) + question == last_turn([*turns, (question, "")]).input
+
+
+def test_single_newlines_join_turns_also_where_a_text_ends_in_one():
+    assert history([("Why?\n", "A zebra.\n\n")]) == "Why?\n### Assistant: A zebra.\n### Human: "
 
 
 def test_nothing_said_gives_no_record():

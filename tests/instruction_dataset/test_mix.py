@@ -112,6 +112,21 @@ def test_what_cannot_be_mixed_is_one_line_and_writes_nothing(flags, message, fol
     assert not (folder / "out.json").exists()
 
 
+def test_a_config_never_replaces_a_file_that_it_names(folder, capsys):
+    before = (folder / "cats.json").read_text()
+    assert mix.main(["cats", "dogs", "--converted", str(folder), "--output", str(folder / "cats.json")]) == 1
+    assert (
+        capsys.readouterr().err == f"error: --output {folder / 'cats.json'} is one of the files to mix; name another\n"
+    )
+    assert (folder / "cats.json").read_text() == before
+
+
+def test_a_name_is_that_of_a_converted_file_whatever_lies_in_the_current_folder(folder, mixed, monkeypatch, tmp_path):
+    (tmp_path / "download" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "download")
+    assert mixed("cats=1")[0]["json_path"] == str(folder / "cats.json")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -119,6 +134,8 @@ def test_what_cannot_be_mixed_is_one_line_and_writes_nothing(flags, message, fol
         (["cats", "--recipe", "clever_flamingo_v2"], "name either converted files or --recipe"),
         (["cats=1", "dogs"], "give NAME=RATIO for all, or for none"),
         (["cats=1", "--by", "sqrt"], "leave one of the two out"),
+        (["--recipe", "clever_flamingo_v2", "--by", "sqrt"], "the recipe has its own; leave one of the two out"),
+        (["cats", "--allow_missing"], "--allow_missing is for a --recipe"),
     ],
 )
 def test_flags_that_contradict_each_other_end_with_2(flags, message, folder, capsys):

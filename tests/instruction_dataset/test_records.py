@@ -2,6 +2,7 @@
 
 import copy
 import json
+import resource
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from instruction_dataset.records import (
     read_json_array,
     split_images,
     write_json,
+    written_whole,
 )
 
 A, B = image_tag("a.jpg"), image_tag("b.jpg")
@@ -169,6 +171,34 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_json(path, ["new", object()])
     assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
     assert json.loads(path.read_text()) == ["old"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("folder", "Is a directory"), ("x" * 255, "File name too long")])
+def test_a_file_that_cannot_be_written_is_refused_by_its_own_name_and_leaves_nothing(tmp_path, name, reason):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=f"^{tmp_path / name} cannot be written \\({reason}\\)"):
+        write_json(tmp_path / name, [])
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_told_of_by_its_name(tmp_path):
+    path = tmp_path / "data.json"
+    write_json(path, ["old"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"data\.json cannot be written \(File too large\)"):
+            write_json(path, ["x" * 2048])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["data.json"]
+    assert read_json_array(path) == ["old"]
+
+
+def test_an_error_of_another_file_while_one_is_written_is_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"lost\.json"), written_whole(tmp_path / "data.json"):
+        (tmp_path / "lost.json").open()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_written_file_has_the_permissions_of_any_other(tmp_path):

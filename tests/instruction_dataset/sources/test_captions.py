@@ -61,6 +61,7 @@ def test_a_bank_holds_different_sentences_that_end(bank, size):
         (" a dog  runs .", "A dog runs."),
         ("is it late ?!", "Is it late?!"),
         ("“hi” , she says", "“hi”, she says."),
+        ("a cat ,", "A cat."),
         ("cats ,dogs, and : birds", "Cats ,dogs, and: birds."),
         ("火车站。", "火车站。"),
         ("...", ""),

@@ -152,7 +152,7 @@ def test_of_an_evolved_instruction_only_the_last_turn_is_kept(converted):
     job = Job()
     rows = [row("q1", "a1", "q2", "a2")]
     assert converted(wizardlm.SOURCES["wizardlm"], rows, "WizardLM_evol_instruct_V2_143k.json", job) == [("q2", "a2")]
-    assert job.left_out == {"the turn is not the last of its dialogue": 1}
+    assert (job.read, job.left_out) == (1, {})
 
 
 def test_messages_of_one_side_in_a_row_are_one_turn(converted):

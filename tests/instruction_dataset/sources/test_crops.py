@@ -111,10 +111,19 @@ def test_a_damaged_image_is_refused_by_name(folders):
     assert not list(made.rglob("*.*"))
 
 
-def test_a_box_outside_its_image_is_refused(folders):
-    source, images, made = folders("refcocog-cropped")
-    edit(source / INSTANCES, lambda value: value["annotations"][1].update(bbox=[64, 2, 5, 5]))
-    refused("refcocog-cropped", (source, images, made), REFEXP, "record 1", "64 x 48")
+@pytest.mark.parametrize("name", ["refcocog", "refcocog-cropped"])
+@pytest.mark.parametrize("box", [[64, 2, 5, 5], [1.5, 2, 0, 5], [-5, 2, 5, 5], [1, 48.5, 5, 5]])
+def test_a_box_without_a_part_of_its_image_is_refused(folders, name, box):
+    source, images, made = folders(name)
+    edit(source / INSTANCES, lambda value: value["annotations"][1].update(bbox=box))
+    refused(name, (source, images, made), REFEXP, "record 1", "64 x 48")
+
+
+def test_a_box_that_reaches_outside_is_given_as_far_as_the_image_goes(folders):
+    source, *_ = folders("refcocog")
+    edit(source / INSTANCES, lambda value: value["annotations"][3].update(bbox=[48, -12, 99, 36]))
+    fractions = '{"left": 0.75, "top": 0.0, "width": 0.25, "height": 0.5}'
+    assert fractions in convert("refcocog", source)[0][1].input
 
 
 @pytest.mark.parametrize("path", ["../out.jpg", "/out.jpg"])
@@ -154,6 +163,33 @@ def test_a_broken_join_of_regions_is_refused_by_record(folders, file, change, wo
     source, *_ = folders("refcocog")
     edit(source / file, change)
     refused("refcocog", (source,), file, *words)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "faults"),
+    [
+        (REFEXP, lambda v: v["annotations"][0].update(refexp_ids=[77]), ["record 1: field 'refexp_ids' names 77"]),
+        (REFEXP, lambda v: v["annotations"][0].update(annotation_id="x"), ["record 1: field 'annotation_id' must be"]),
+        (REFEXP, lambda v: v["refexps"][0].pop("raw"), ["field 'raw' is missing", "of which 'refexps' has no text"]),
+        (
+            INSTANCES,
+            lambda v: v["annotations"][1].update(bbox=[1]),
+            ["record 2: field 'bbox' must be four numbers", "of which COCO's train annotations have no box"],
+        ),
+        (
+            INSTANCES,
+            lambda v: v["images"][2].update(width=0),
+            ["record 3: fields 'width' and 'height' must be above 0", "of which COCO's train images have no size"],
+        ),
+    ],
+)
+def test_a_malformed_row_is_counted_once_and_so_is_the_one_that_needs_it(folders, file, change, faults):
+    source, *_ = folders("refcocog")
+    edit(source / file, change)
+    records, job = convert("refcocog", source, skip_bad=True)
+    assert all(fault in bad for fault, bad in zip(faults, job.bad, strict=True))
+    assert job.malformed == len(faults)
+    assert job.read == len(records) + job.left_out.total() + 1
 
 
 def test_objects_are_named_as_they_come_up():

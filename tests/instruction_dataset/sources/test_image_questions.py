@@ -1,6 +1,7 @@
 """Questions about images: joined by id, asked in drawn words, and malformed sources refused by name."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -161,6 +162,14 @@ def test_every_statement_is_asked_in_forty_ways_that_answer_differently():
         assert question.yes != question.no
 
 
+@pytest.mark.parametrize("statement", ["Two dogs run", "Two dogs run.", " Two dogs run . "])
+def test_a_statement_is_asked_without_its_full_stop(statement):
+    questions = [_statements.ask(statement, True, random.Random(seed))[0] for seed in range(200)]
+    assert sum("Two dogs run." in question for question in questions) > 20
+    assert sum('"Two dogs run"' in question for question in questions) > 20
+    assert not any("run " in question for question in questions)
+
+
 @pytest.mark.parametrize(("bank", "count"), BANKS.items())
 def test_a_bank_has_as_many_prompts_as_it_should(bank, count):
     assert len(set(getattr(_questions, bank))) == len(getattr(_questions, bank)) == count
@@ -182,6 +191,10 @@ def test_a_prompt_stands_before_and_after_equally_often():
         ("", ""),
         ('he says "go."', 'He says "go."'),
         ("é", "É."),
+        ("a cat ,", "A cat."),
+        ("a dog:", "A dog."),
+        ("so; ", "So."),
+        (",", ",."),
     ],
 )
 def test_an_answer_becomes_a_sentence(text, sentence):
@@ -199,6 +212,13 @@ def test_a_page_gives_its_html_once_and_as_in_2023_again_and_again(source):
     ]
     assert count[0] == 1
     assert 8 < count[1] < 40
+
+
+def test_as_in_2023_the_last_question_of_a_site_and_answers_that_end_in_a_full_stop_are_missing(source):
+    folder = source("websrc")
+    now, then = ([record.output for record in convert("websrc", folder, as_2023=flag)[0]] for flag in (False, True))
+    questions = [answer for answer in now if not answer.startswith(HTML)]
+    assert [answer for answer in questions if answer not in then] == ["Drive safely.", "Colour 11.", "Page 11."]
 
 
 def test_the_last_row_of_a_table_and_an_answer_with_a_full_stop_are_kept(source):
@@ -222,6 +242,14 @@ def test_a_line_without_a_formula_is_refused(source):
     folder = source("hme100k")
     (folder / "train_labels.txt").write_text("a.jpg\tx\nb.jpg x\n")
     refused("hme100k", folder, "train_labels.txt, record 2", "a tab")
+
+
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(source):
+    folder = source("hme100k")
+    labels = folder / "train_labels.txt"
+    before, _ = convert("hme100k", folder)
+    labels.write_text("\n" + labels.read_text(encoding="utf-8") + "\n \n", encoding="utf-8-sig")
+    assert convert("hme100k", folder)[0] == before
 
 
 def test_labels_that_are_no_text_are_refused(source):

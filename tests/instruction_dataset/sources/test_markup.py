@@ -28,7 +28,19 @@ FORMULA = (
         ('<ol start="4"><li>a</li></ol>', "4. a"),
         (CODE.format("if x:\n    y = &#39;&lt;p&gt;&#39;\n"), "```python\nif x:\n    y = '<p>'\n```"),
         ("<pre>as\n  it is\n</pre><p>end</p>", "```\nas\n  it is\n```\n\nend"),
-        ("<table><tr><th>a</th> <th>b</th></tr>\n<tr><td>1</td><td>2</td></tr></table>", "a | b\n1 | 2"),
+        (
+            "<table><tr><th>a</th> <th>b</th></tr>\n<tr><td>1</td><td>2</td></tr></table>",
+            "| a | b |\n| --- | --- |\n| 1 | 2 |",
+        ),
+        (
+            "<table><tr><td><p>a</p>b<br>c</td><td></td></tr></table><p>end</p>",
+            "| a b c | |\n| --- | --- |\n\nend",
+        ),
+        (
+            "<ol><li><p>a</p><p>b</p><ul><li>c<pre>d\n\n e</pre></li></ul></li></ol><p>end</p>",
+            "1. a\n\n   b\n\n   - c\n\n      ```\n      d\n\n       e\n      ```\n\nend",
+        ),
+        ("<p>x<sup>2</sup> H<sub>2</sub>O</p>", "x<sup>2</sup> H<sub>2</sub>O"),
         ("<div><svg><path>x</path></svg><p>text</p><button>Copy</button></div>", "text"),
         (f"<p>so {FORMULA} holds</p>", "so $x^2$ holds"),
     ],

@@ -51,9 +51,10 @@ def test_an_answer_with_people_whose_names_were_taken_out_is_left_out(tmp_path):
     assert (len(records), job.left_out) == (1, {"it speaks of [male] or [female]": 2})
 
 
-@pytest.mark.parametrize("name", ["SN_IMG_scene0370_02_color_1300", "SN_00_IMG_scene0370_02_00_color_1300"])
-def test_images_of_sn_are_named_as_they_are_stored(name):
-    assert stored_name(name) == "SN_00_IMG_scene0370_02_00_color_1300"
+@pytest.mark.parametrize("scene", ["scene0370_02", "scene0002_00"])
+def test_images_of_sn_are_named_as_they_are_stored(scene):
+    stored = f"SN_00_IMG_{scene}_00_color_1300"
+    assert stored_name(f"SN_IMG_{scene}_color_1300") == stored_name(stored) == stored
 
 
 def test_vst_keeps_what_has_all_its_images(tmp_path):

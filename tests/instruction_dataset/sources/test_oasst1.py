@@ -14,7 +14,7 @@ from instruction_dataset.converting import Job
 from instruction_dataset.sources.oasst1 import SOURCES
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/oasst1"
-LOST = "the message replies to one that is not there"
+LOST = "no prompt leads to the message"
 SOURCE = SOURCES["oasst1"]
 
 
@@ -35,7 +35,7 @@ def messages():
 
 
 def message(identifier, parent=None, **fields):
-    role = "assistant" if len(identifier) % 2 == 0 else "prompter"
+    role = "assistant" if len(identifier or "") % 2 == 0 else "prompter"
     return {"message_id": identifier, "parent_id": parent, "text": identifier, "role": role, **fields}
 
 
@@ -79,11 +79,27 @@ def test_of_replies_the_lowest_rank_is_taken_then_the_first(tmp_path):
     assert converted(tmp_path / "messages.jsonl", [*rows[:2], message("a4", "q")]) == [("q", "a1")]
 
 
-def test_a_reply_to_a_lost_message_is_counted(tmp_path):
+@pytest.mark.parametrize(
+    "astray",
+    [
+        [message("b1", "gone"), message("b2", "gone"), message("c", "b1")],
+        [message("b1", "b1"), message("c", "b1")],
+        [message("b1", "c"), message("c", "b1"), message("d1", "c")],
+    ],
+)
+def test_what_no_prompt_leads_to_is_counted(tmp_path, astray):
     job = Job()
-    rows = [message("q"), message("a1", "q"), message("b1", "gone"), message("b2", "gone")]
+    rows = [*astray, message("q"), message("a1", "q")]
     assert converted(tmp_path / "messages.jsonl", rows, job) == [("q", "a1")]
-    assert job.left_out == {LOST: 2}
+    assert job.left_out == {LOST: len(astray)}
+
+
+@pytest.mark.parametrize("rows", [messages(), trees()[:1], [{"instruction": "Hi", "output": "Ho"}]])
+@pytest.mark.parametrize("first", [{}, {"prompt": None, "message_id": None}, {"text": "Hi"}])
+def test_a_malformed_first_row_does_not_hide_what_the_others_are(tmp_path, rows, first):
+    sound, job = converted(tmp_path / "rows.jsonl", rows), Job(skip_bad=True)
+    assert converted(tmp_path / "rows.jsonl", [first, *rows], job) == sound != []
+    assert job.malformed == 1
 
 
 def test_the_question_that_a_path_ends_with_is_no_record(tmp_path):
@@ -107,6 +123,9 @@ def test_instructions_passed_on_by_others_are_joined_by_a_space(tmp_path):
         ([message("q"), message("a1", "q", text=5)], "record 1: its reply in record 2: field 'text' must be a string"),
         ([message("q"), message("a1", "q", text="<img_path>")], "its reply in record 2: its text holds '<img_path>'"),
         ([message("q", text=None)], "record 1: field 'text' is missing"),
+        ([message("q"), message("q", "q")], "record 2: 'q' was there before; keep one record of it"),
+        ([message("q"), message(None, "q", role="assistant")], "record 2: field 'message_id' must be a string"),
+        ([message("q"), message("a1", 5)], "record 2: field 'parent_id' must be a string, not a number"),
         ([{"prompt": message("q")}, {"replies": []}], "record 2: field 'prompt' is missing"),
         (
             [{"prompt": message("q", replies=[message("a1", role=None)])}],

@@ -31,6 +31,14 @@ def test_of_equal_rewards_the_first_are_kept(tmp_path):
     assert answers(tmp_path, rated(1, 2, 1, 1), 3)[0] == ["0", "1", "2"]
 
 
+def test_what_is_never_written_takes_no_place_among_those_kept(tmp_path):
+    blank = {"input": "a", "output": " ", "reward": 9.0}
+    malformed = [{**blank, "output": "b", **change} for change in ({"input": "<img_path>a"}, {"output": "<img_path>"})]
+    kept, job = answers(tmp_path, [blank, *malformed, *rated(1, 2, 0.5)], 2, skip_bad=True)
+    assert kept == ["0", "1"]
+    assert (job.malformed, job.left_out) == (2, {"the answer is empty": 1, "the reward is not among the highest": 1})
+
+
 def test_as_2023_the_first_ones_are_kept_whatever_their_reward(tmp_path):
     assert answers(tmp_path, [CUT, *rated(0.5, -3, 7, 2)], 2, as_2023=True)[0] == ["0", "1"]
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -27,13 +28,17 @@ def convert(folder, seed=0):
 
 
 def test_every_image_of_the_folder_and_no_other_file_is_refused_once(folder):
+    (folder / "images" / "folder.png").mkdir()
+    (folder / "images" / ".thumbnails").mkdir()
+    for hidden in ("._a.png", ".thumbnails/a.png"):
+        (folder / "images" / hidden).touch()
     records, job = convert(folder)
     paths = [split_images(record.input)[1] for record in records]
     assert paths == [
         [path] for path in ("a.png", "more/b c.jpg", "more/été.JPEG", "nested/d.gif", "nested/e.bmp", "z.png")
     ]
     assert {record.output for record in records} == {REFUSAL}
-    assert job.left_out == {"the prompt has no image, several, or a dialogue before it": 3}
+    assert (job.read, len(records), job.left_out) == (6, 6, {})
 
 
 def test_a_fifth_of_the_prompts_is_noise(folder):
@@ -55,7 +60,7 @@ def test_of_many_prompts_a_sample_is_held_to_which_late_ones_belong(folder, monk
     monkeypatch.setattr(refusal, "PROMPTS_HELD", 20)
     rows = [{**PROMPT, "input": f"<img_path>a<img_path>{i}"} for i in range(400)]
     (folder / "prompts.json").write_text(json.dumps(rows))
-    held = [int(after) for _, after in refusal._prompts(folder, Job())]
+    held = [int(after) for _, after in refusal._prompts(folder, Random(0))]
     assert len(set(held)) == 20
     assert min(held) < 100
     assert max(held) > 300

@@ -29,14 +29,14 @@ def make_frames(tmp_path, video, *names):
 
 def test_named_frames_keep_their_places_and_lose_their_numbers(tmp_path):
     row = {
-        "input": "f0 <img_path>v/a 1.jpg<img_path> f1 <img_path>v/f2.jpg<img_path> f99 <img_path>c.jpg<img_path>\n"
+        "input": "f0 <img_path>v/a 1.jpg<img_path>f1 <img_path>v/f2.jpg<img_path> f99 <img_path>c.jpg<img_path>\n"
         "In f3 what?\n\n### Assistant:A cat é.\n\n### Human: And half0 of it?\n### Assistant: No.\n\n### Human:Why?",
         "output": "Thirst.",
     }
     name = "videochat_instruct_11k_frames.train.multi_round.json"
     assert converted(tmp_path, [row], name) == [
         (
-            "<img_path>v/a 1.jpg<img_path> <img_path>v/f2.jpg<img_path> <img_path>c.jpg<img_path>\n"
+            "<img_path>v/a 1.jpg<img_path><img_path>v/f2.jpg<img_path> <img_path>c.jpg<img_path>\n"
             "In f3 what?\n### Assistant: A cat é.\n### Human: And half0 of it?\n### Assistant: No.\n### Human: Why?",
             "Thirst.",
         )
@@ -74,9 +74,31 @@ def test_frames_are_made_of_the_videos_where_a_folder_for_them_is_named(tmp_path
     assert shades == sorted(set(shades))
 
 
-def test_videos_need_the_folder_of_their_frames(tmp_path):
+@pytest.mark.parametrize("video", ["../outside.mp4", "/outside.mp4", "a/../../outside.mp4"])
+@pytest.mark.parametrize("made", [{}, {"image_output": "made"}])
+def test_a_video_out_of_the_folder_is_neither_read_nor_are_its_frames_written(tmp_path, video, made):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "outside.mp4").touch()
+    make_frames(tmp_path, "outside", "0.jpg")
+    folders = {"image_root": tmp_path / "videos", **{name: tmp_path / path for name, path in made.items()}}
+    with pytest.raises(ValueError, match=f"record 1: path '{video.removesuffix('.mp4')}.*' leads out of its folder"):
+        converted(tmp_path, [{"video": video, "QA": []}], **folders)
+    assert not (tmp_path / "made").exists()
+
+
+def test_each_row_has_a_form_of_its_own(tmp_path):
+    make_frames(tmp_path, "v", "0.jpg")
+    rows = [{"answer": 3}, {"video": "v.mp4", "QA": [{"q": "Who?", "a": "Ann."}]}, {"input": "Why?", "output": "So."}]
+    assert converted(tmp_path, rows, image_root=tmp_path, skip_bad=True) == [
+        ("<img_path>v/0.jpg<img_path>Who?", "Ann."),
+        ("Why?", "So."),
+    ]
+
+
+@pytest.mark.parametrize("before", [[], [{"input": "Why?", "output": "So."}], [{"answer": 3}]])
+def test_videos_need_the_folder_of_their_frames(tmp_path, before):
     with pytest.raises(ValueError, match="name their folder with --image_root"):
-        converted(tmp_path, [{"video": "v.mp4", "QA": []}], skip_bad=True)
+        converted(tmp_path, [*before, {"video": "v.mp4", "QA": []}], skip_bad=True)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +109,8 @@ def test_videos_need_the_folder_of_their_frames(tmp_path):
         ({"video": "v.mp4", "QA": [{"q": "<img_path>", "a": "x"}]}, "its text holds '<img_path>'"),
         ({"video": "v.mp4"}, "field 'QA' is missing"),
         ({"QA": []}, "field 'video' is missing"),
+        ({"video": "", "QA": []}, "field 'video' must be the path of a video, not ''"),
+        ({"output": "x"}, "field 'input' is missing"),
     ],
 )
 def test_what_is_malformed_is_refused_with_its_place(tmp_path, row, message):
