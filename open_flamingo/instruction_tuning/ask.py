@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = random.randrange(2**31) if args.seed is None else args.seed
     inferencer = Inferencer(args.checkpoint, precision=args.precision)
     if args.question is not None:
-        say(inferencer, chat.prompt(chat.message(args.question), inferencer.turns), settings, seed)
+        # bytes that are no UTF-8 are replaced as they are in a line that is typed
+        question = args.question.encode(errors="surrogateescape").decode(errors="replace")
+        say(inferencer, chat.prompt(chat.message(question), inferencer.turns), settings, seed)
         return 0
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:

@@ -20,12 +20,20 @@ from open_flamingo.instruction_tuning.tuning import (
 )
 from open_flamingo.src.factory import create_model_and_transforms
 from open_flamingo.src.flamingo import Flamingo
-from open_flamingo.src.vision import VISUAL_TOKENS
+from open_flamingo.src.vision import NO_WEIGHTS, VISUAL_TOKENS
 
 RELEASED_INTERVAL = 4
 """Decoder layers per gated block in the 9B models: the default for checkpoints that do not say."""
 
 EXPORT_CONFIG, EXPORT_WEIGHTS = "config.json", "model.safetensors"
+
+IS_LOCAL: dict[str, Callable[[Path], bool]] = {
+    "vision_encoder_path": Path.exists,
+    "vision_encoder_pretrained": Path.is_file,
+    "lm_path": Path.is_dir,
+    "tokenizer_path": Path.is_dir,
+}
+"""The fields of a model that name its parts, and whether what they name is a path, not a tag or a name on a hub."""
 
 
 def build_model(
@@ -65,12 +73,23 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; local paths are made absolute."""
+        paths = {name: str(path.resolve()) for name, path in local_parts(self.model).items()}
         return {
-            "model": {name: _absolute(value) for name, value in asdict(self.model).items()},
+            "model": asdict(self.model) | paths,
             "visual_tokens": VISUAL_TOKENS,
             "tuning": self.tuning and asdict(self.tuning),
             "instruction_prompt_template": self.template,
         }
+
+
+def local_parts(model: ModelConfig) -> dict[str, Path]:
+    """The parts of a model that are files or folders here, by the fields that name them."""
+    named = {name: getattr(model, name) for name in IS_LOCAL}
+    return {
+        name: Path(value)
+        for name, value in named.items()
+        if value not in (None, NO_WEIGHTS) and IS_LOCAL[name](Path(value))
+    }
 
 
 def read_recipe(payload: Mapping[str, Any], source: str) -> Recipe:
@@ -106,7 +125,7 @@ def load(path: str, precision: Precision = "fp32") -> tuple[Flamingo, Callable, 
 
 def load_trained(config: TrainedConfig) -> Trained:
     """The model that checkpoints or an exported folder describe, with what `config` names put over it, and their weights."""
-    payloads = _read(config.checkpoint_paths) if config.checkpoint_paths else {}
+    payloads = _read(config.checkpoint_paths)
     recipe = _recipe(payloads, config)
     model, image_processor, tokenizer = build_model(recipe.model, config.precision)
     if recipe.tuning is not None:
@@ -118,10 +137,22 @@ def load_trained(config: TrainedConfig) -> Trained:
     return Trained(model.requires_grad_(False).eval(), image_processor, tokenizer, recipe.model, recipe.template)
 
 
-def _read(paths: str) -> dict[str, dict[str, Any]]:
-    """The contents of checkpoints, or of one exported folder."""
+def files_of(config: TrainedConfig) -> dict[str, list[Path]]:
+    """The files and folders here that `load_trained` reads, by what they are."""
+    payloads = _read(config.checkpoint_paths)
+    parts = local_parts(_recipe(payloads, config).model).values()
+    tuning = [Path(config.tuning_config)] if config.tuning_config else []
+    return {"checkpoint files": [Path(path) for path in payloads], "model files": [*parts, *tuning]}
+
+
+def _read(paths: str | None) -> dict[str, dict[str, Any]]:
+    """The contents of checkpoints, or of one exported folder; ValueError for another folder."""
+    if not paths:
+        return {}
     folder = Path(paths)
     if not (folder / EXPORT_CONFIG).is_file():
+        if folder.is_dir():
+            raise ValueError(f"{folder} is a folder that `export` did not write: name one, or a checkpoint file")
         return read_checkpoints(paths)
     config = json.loads((folder / EXPORT_CONFIG).read_text(encoding="utf-8"))
     for part in ("lm_path", "vision_encoder_path"):
@@ -146,7 +177,3 @@ def _recipe(payloads: Mapping[str, dict[str, Any]], config: TrainedConfig) -> Re
         raise ValueError("name a checkpoint, or at least a language model (lm_path)")
     recipe = read_recipe(payload, source)
     return replace(recipe, model=replace(recipe.model, **named), tuning=tuning or recipe.tuning)
-
-
-def _absolute(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value

@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -83,7 +83,8 @@ def _write(trained: Trained, folder: Path) -> None:
         lm_path=LANGUAGE_MODEL,
         tokenizer_path=None,
     )
-    recipe = Recipe(parts, None, trained.template).to_json()
+    # relative paths, since the folder may be moved
+    recipe = Recipe(parts, None, trained.template).to_json() | {"model": asdict(parts)}
     (folder / EXPORT_CONFIG).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ from instruction_dataset.dataset_config import Source, unconfigured
 from instruction_dataset.reading import NoRecordsError
 from instruction_dataset.records import write_json, write_whole
 from open_flamingo.instruction_tuning.answering import Answerer, Item, Plan, Row, failure
+from open_flamingo.instruction_tuning.build import files_of
 from open_flamingo.instruction_tuning.checkpoint import split_paths
 from open_flamingo.instruction_tuning.command import flag, parse, run
 from open_flamingo.instruction_tuning.config import Template, TrainedConfig
@@ -111,13 +112,18 @@ class Flags(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        checkpoint = split_paths(str(self.model.checkpoint_paths))[-1]
-        return self.data.results_dir / checkpoint.stem / f"{self.data.instruction_path.stem}_{self.data.num_samples}"
+        checkpoint = _name(split_paths(str(self.model.checkpoint_paths))[-1])
+        return self.data.results_dir / checkpoint / f"{_name(self.data.instruction_path)}_{self.data.num_samples}"
 
     @property
     def parts(self) -> Path:
         """Where answers are kept until all are there."""
         return self.folder / "parts"
+
+
+def _name(path: Path) -> str:
+    """What results are filed by; a dot in the name of a folder begins no suffix."""
+    return path.name if path.is_dir() else path.stem
 
 
 class Empty(NamedTuple):
@@ -212,13 +218,13 @@ def choose(datasets: list[Dataset], total: int, mode: SamplingMode, seed: int) -
 
 
 def provenance(flags: Flags, datasets: Sequence[Dataset]) -> dict[str, Any]:
-    """All that answers are made from, by name: the flags, the checkpoints and the data."""
+    """All that answers are made from, by name: the flags, the files of the model and the data."""
     values = {name: value for part in flags for name, value in asdict(part).items()}
     for name in ("results_dir", "metrics"):  # these are for when all is answered
         del values[name]
     return {
         **{f"--{name}": value for name, value in values.items()},
-        "checkpoint files": [stamp(path) for path in split_paths(str(flags.model.checkpoint_paths))],
+        **{what: [stamp(path) for path in paths] for what, paths in files_of(flags.model).items()},
         "data": [(dataset.name, dataset.records.key, dataset.img_dir, dataset.ratio) for dataset in datasets],
     }
 

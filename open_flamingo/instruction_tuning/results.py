@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ class Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a batch that `add` could not write, which has told of it; all others are written
+            self.file.close()
 
     def add(self, items: Sequence[Item], rows: Sequence[Row]) -> None:
         """Write a batch so that it outlives a kill; ValueError where the disk is full."""

@@ -94,8 +94,8 @@ def folder_of(results: Path) -> Path:
 def answered(results: Path) -> int:
     """The batches that an unfinished run has written."""
     count = 0
-    for path in folder_of(results).glob("parts/*.jsonl"):
-        with suppress(FileNotFoundError):  # removed right now, since all is answered
+    with suppress(FileNotFoundError):  # removed right now, the folder too, since all is answered
+        for path in folder_of(results).glob("parts/*.jsonl"):
             count += path.read_bytes().count(b"\n")
     return count
 

@@ -73,6 +73,13 @@ def test_a_question_needs_no_image(checkpoint, capsys):
     assert capsys.readouterr().out == "A star.\n"
 
 
+def test_a_question_that_is_not_utf_8_is_answered_as_the_same_line_of_a_chat_is(checkpoint, capsys):
+    for question in (os.fsdecode(b"caf\xe9?"), b"caf\xe9?".decode(errors="replace")):
+        assert main(["--checkpoint", checkpoint, "--max_new_token", "8", question]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
 def test_beams_and_seeds_answer_too(checkpoint, capsys):
     drawn = ["--do_sample", "--seed", "1", "--temperature", "9", "--top_k", "0"]
     for flags in (["--num_beams", "2"], drawn, drawn):
@@ -174,6 +181,11 @@ def test_what_no_file_of_records_can_hold_is_not_saved(turns, name, message, tmp
     with pytest.raises(ValueError, match=message):
         Chat(turns).save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_told_of_by_the_name_that_was_given():
+    with pytest.raises(ValueError, match=r"^/proc/chat\.json cannot be written \(No such file or directory\)"):
+        Chat([("Hello", "Hi")]).save(Path("/proc/chat.json"))
 
 
 def test_a_message_cannot_name_an_image_by_itself():
@@ -317,9 +329,11 @@ class Terminal:
 
     def leave_line(self) -> None:
         """Ctrl-C at a prompt; in the moment between showing it and waiting for keys, Python's `input` misses one."""
-        self.type("\x03")
-        while not select.select([self.fd], [], [], 3)[0]:
+        for _ in range(PATIENCE // 3):
             self.type("\x03")
+            if select.select([self.fd], [], [], 3)[0]:
+                return
+        raise AssertionError(f"Ctrl-C shows nothing after {self.screen!r}")
 
     def say(self, line: str) -> str:
         """What is shown after a line until the next prompt."""

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 from toy import TUNING_CONFIGS, train, weights, write_json_file
 
 from open_flamingo import load
+from open_flamingo.instruction_tuning.build import Recipe, files_of
 from open_flamingo.instruction_tuning.checkpoint import read_checkpoint
+from open_flamingo.instruction_tuning.config import ModelConfig, TrainedConfig
 
 RESAMPLER = {"lora": False, "unfrozen": ["perceiver"]}
 
@@ -81,3 +84,23 @@ def test_quick_gelu_is_recorded_as_it_was_computed(toy_flags, tiny_vision, tmp_p
     )
     assert read_checkpoint(run / "checkpoint_0.pt")["config"]["model"]["quick_gelu"] is True
     assert json.loads((run / "config.json").read_text())["quick_gelu"] is True
+
+
+@pytest.mark.parametrize("tag", ["none", "openai"])
+def test_paths_are_recorded_whole_and_names_and_tags_as_they_are_whatever_lies_here(tmp_path, monkeypatch, tag):
+    for name in ("lm", "openai"):
+        (tmp_path / name).mkdir()
+    for name in ("tower.json", "none", "previous"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(
+        vision_encoder_path="tower.json", vision_encoder_pretrained=tag, lm_path="lm", tokenizer_path="gpt2"
+    )
+    whole = {"vision_encoder_path": str(tmp_path / "tower.json"), "lm_path": str(tmp_path / "lm")}
+    assert Recipe(config, None, "guanaco").to_json()["model"] == asdict(config) | whole
+
+
+def test_the_files_of_a_model_are_those_that_its_checkpoint_names_and_those_that_are_named(base, tuned, tower, tiny_lm):
+    checkpoint, tuning = tuned / "checkpoint_0.pt", tuned.parent / "resampler.json"
+    named = TrainedConfig(checkpoint_paths=str(checkpoint), tuning_config=str(tuning))
+    assert files_of(named) == {"checkpoint files": [base, checkpoint], "model files": [tower, tiny_lm, tuning]}

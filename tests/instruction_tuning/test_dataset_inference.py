@@ -6,8 +6,9 @@ import pytest
 from toy import COLORS, TEXT_ONLY, as_flags, question, write_json_file, write_mixture, write_pictures
 
 from instruction_dataset.records import image_tag
+from open_flamingo.instruction_tuning.config import TrainedConfig
 from open_flamingo.instruction_tuning.data.prompts import format_prompt
-from open_flamingo.instruction_tuning.instruction_dataset_inference import main
+from open_flamingo.instruction_tuning.instruction_dataset_inference import DataFlags, Flags, GenerationFlags, main
 
 SUN = TEXT_ONLY[0]
 COLOR_RECORDS = [question("red", "blue"), *(question(color) for color in COLORS)]
@@ -121,6 +122,18 @@ def test_a_metric_of_the_users_own_has_a_column(flags, gallery, tmp_path, capsys
 def test_a_metric_that_does_not_exist_is_refused_before_the_model_is_read(tmp_path):
     with pytest.raises(ValueError, match="--metrics"):
         main(as_flags(checkpoint_paths=tmp_path / "gone.pt", instruction_path=tmp_path / "gone.json", metrics="gone:f"))
+
+
+def test_results_are_filed_by_a_file_without_its_suffix_and_by_the_whole_name_of_a_folder(tmp_path):
+    for name in ("flamingo-v1.2", "shards-0.5"):
+        (tmp_path / name).mkdir()
+    for checkpoint, data, expected in (
+        ("best.pt", "digits.json", "best/digits_1"),
+        ("flamingo-v1.2", "shards-0.5", "flamingo-v1.2/shards-0.5_1"),
+    ):
+        model = TrainedConfig(checkpoint_paths=f"{tmp_path / checkpoint}")
+        data_flags = DataFlags(instruction_path=tmp_path / data, results_dir=tmp_path)
+        assert Flags(model, data_flags, GenerationFlags()).folder == tmp_path / expected
 
 
 @pytest.mark.parametrize(

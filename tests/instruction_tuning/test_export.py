@@ -79,6 +79,15 @@ def test_no_file_of_the_folder_is_a_pickle(exported):
     assert kinds == {".json", ".safetensors"}
 
 
+def test_an_export_is_the_same_whatever_lies_in_the_current_folder(exported, toy_run, tmp_path, monkeypatch):
+    for name in ("language_model", "vision_encoder", "none", "previous"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    export.main([f"--checkpoint_paths={toy_run / 'checkpoint_0.pt'}", "--output_dir=again"])
+    assert (tmp_path / "again" / "config.json").read_text() == (exported / "config.json").read_text()
+    torch.testing.assert_close(logits(load("again")[0]), logits(load(str(exported))[0]), **EXACT)
+
+
 def test_what_was_trained_on_is_recorded(exported):
     config = json.loads((exported / "config.json").read_text())
     assert config["visual_tokens"] == "last block, before the final norm, without class token"

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -9,7 +10,9 @@ import time
 import pytest
 from answerers import BATCHES, answered, command, end, files, folder_of, kill, start, until, write_records
 
+from open_flamingo.instruction_tuning.answering import Item
 from open_flamingo.instruction_tuning.instruction_dataset_inference import main
+from open_flamingo.instruction_tuning.results import Part, read_parts
 
 SEED = 11
 NAMES = {"colours.json", "texts.json", "summary.md", "summary.html"}
@@ -134,6 +137,18 @@ def test_a_checkpoint_written_anew_starts_anew(flags, half, toy_run, capsys):
     assert "was answered with other checkpoint files\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["tiny_lm", "tower"])
+def test_a_part_of_the_model_written_anew_starts_anew_though_only_the_checkpoint_names_it(
+    flags, half, part, request, capsys
+):
+    (file,) = request.getfixturevalue(part).glob("*.safetensors")
+    before = file.stat().st_mtime_ns
+    os.utime(file, ns=(before, before + 1))
+    main(flags(half))
+    os.utime(file, ns=(before, before))
+    assert "was answered with other model files\n" in capsys.readouterr().err
+
+
 def test_metrics_may_change_in_a_run_that_goes_on_and_a_wrong_one_loses_no_answer(flags, reference, half, capsys):
     file = half / "mine.py"
     file.write_text("def cut(prediction, target):\n    return target\n")
@@ -157,3 +172,23 @@ def test_ctrl_c_ends_with_code_130_keeps_the_answers_and_says_how_to_go_on(flags
     assert answered(tmp_path) >= 1
     assert end(start(flags(tmp_path), tmp_path / "log")) == [1]
     assert files(tmp_path) == files(reference)
+
+
+def test_a_batch_that_finds_no_room_is_told_of_with_its_file_and_those_before_are_kept(tmp_path):
+    kept = {}
+
+    def write() -> None:
+        with Part(tmp_path, 0) as part:
+            for item in (Item(0, record) for record in range(8)):
+                part.add([item], [row := {"input": "x" * 500}])
+                kept[item] = row
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"could not be written to .*0\.jsonl \(File too large\)"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(kept) > 1
+    assert read_parts(tmp_path) == kept
