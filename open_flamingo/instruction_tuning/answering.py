@@ -12,10 +12,9 @@ import torch
 from instruction_dataset.dialogue import ASSISTANT, NEXT_TURN
 from instruction_dataset.records import image_tag, split_images
 from open_flamingo.instruction_tuning.data.formats import Dataset
-from open_flamingo.instruction_tuning.data.prompts import escape, format_prompt
+from open_flamingo.instruction_tuning.data.prompts import format_prompt, join_prompt
 from open_flamingo.instruction_tuning.generation import Prompt, Settings
 from open_flamingo.instruction_tuning.inferencer import Inferencer
-from open_flamingo.src.factory import MEDIA_TOKEN
 
 logger = logging.getLogger("open_flamingo.inference")
 
@@ -133,7 +132,7 @@ class Answerer:
         dataset = self.datasets[item.dataset]
         text, target = dialogue(dataset, item.record)
         pieces, _ = split_images(text)
-        prompt = format_prompt(MEDIA_TOKEN.join(map(escape, pieces)), self.inferencer.template)
+        prompt = format_prompt(join_prompt(pieces), self.inferencer.template)
         return {"input": with_whole_paths(dataset, text), "output": answer, "target": target, "prompt": prompt}
 
     def _failed(self, item: Item, problem: str) -> Row:

@@ -1,6 +1,6 @@
 """What is asked and answered: prompts, the settings of a request, draws that depend on its seed alone, and sure text."""
 
-# r rows under way (prompts times sequences or beams), t tokens, V vocabulary
+# b prompts, r rows under way (prompts times sequences or beams), t tokens, V vocabulary
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -89,20 +90,23 @@ class Settings:
         """Whether each answer is drawn with a generator of its own; beams are drawn together."""
         return self.do_sample and self.num_beams == 1
 
-    def arguments(self, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
-        """Those of `generate`, for rows that draw from generators with these seeds (r,)."""
+    def arguments(self, seeds: Sequence[int], padding: Tensor) -> dict[str, Any]:
+        """Those of `generate`, for rows with these seeds (r,) and prompts with so much padding before them (b,)."""
+        processors: list[LogitsProcessor] = []
+        if self.no_repeat_ngram_size:
+            processors.append(NoRepeat(self.no_repeat_ngram_size, padding))
+        if self.is_seeded:
+            processors += [*self._warpers(), Draw(seeds, padding.device)]
         arguments: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
-            "num_return_sequences": self.num_return_sequences,
-            "no_repeat_ngram_size": self.no_repeat_ngram_size,
+            "num_return_sequences": 1 if self.is_seeded else self.num_return_sequences,
+            "no_repeat_ngram_size": 0,  # `NoRepeat` sees to it
+            "logits_processor": LogitsProcessorList(processors),
             "length_penalty": self.length_penalty if self.num_beams > 1 else None,
             "do_sample": self.do_sample and not self.is_seeded,
         }
-        if self.is_seeded:
-            arguments["logits_processor"] = LogitsProcessorList([*self._warpers(), Draw(seeds, device)])
-            arguments["num_return_sequences"] = 1
-        elif self.do_sample:
+        if arguments["do_sample"]:
             arguments |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         return arguments
 
@@ -113,6 +117,23 @@ class Settings:
             yield TopKLogitsWarper(self.top_k)
         if self.top_p < 1:
             yield TopPLogitsWarper(self.top_p)
+
+
+class NoRepeat(NoRepeatNGramLogitsProcessor):
+    """Keeps n-grams of a text from coming up in it again; the padding before a prompt is no part of the text."""
+
+    def __init__(self, ngram_size: int, padding: Tensor) -> None:
+        """`padding` (b,) is how many tokens stand before each prompt."""
+        super().__init__(ngram_size)
+        self.padding = padding
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (r, V) without those of the tokens that would complete an n-gram that the rows (r, t) hold already."""
+        r, t = input_ids.shape
+        padding = self.padding.repeat_interleave(r // len(self.padding))
+        is_padding = torch.arange(t, device=padding.device) < padding[:, None]
+        no_token = scores.shape[-1]  # which no text holds, and nobody misses
+        return super().__call__(input_ids.masked_fill(is_padding, no_token), scores)
 
 
 class Draw(LogitsProcessor):
@@ -141,9 +162,9 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
 
 def sure_part(text: str, stop: Sequence[str]) -> str:
     """The part of an answer under way that stays as it is, whatever follows."""
-    answer = until_stop(text, stop).rstrip(INCOMPLETE).rstrip()
     if any(string in text for string in stop):
-        return answer
+        return until_stop(text, stop)
+    whole = text.rstrip(INCOMPLETE)
     beginnings = [string[:end] for string in stop for end in range(1, len(string))]
-    open_ends = [len(start) for start in beginnings if text.endswith(start)]
-    return until_stop(text[: len(text) - max(open_ends)], stop) if open_ends else answer
+    open_ends = [len(start) for start in beginnings if whole.endswith(start)]
+    return whole[: len(whole) - max(open_ends, default=0)].strip()

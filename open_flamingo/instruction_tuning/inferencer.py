@@ -123,14 +123,18 @@ class Inferencer:
     ) -> tuple[list[str], list[str]]:
         """The responses to one prompt or several, and the full texts they end.
 
-        A prompt holds one `<image>` for each path in its list of images; `prompts.escape` keeps one in a user's text from
-        being taken for an image. A response ends where the model goes on with a turn of its own, at `### Human:` or
+        A prompt holds one `<image>` for each path in its list of images; `prompts.join_prompt` keeps one in a user's texts
+        from being taken for an image. A response ends where the model goes on with a turn of its own, at `### Human:` or
         `response_split`, and at any string of `stop`. Equal seeds give equal responses; without one they follow
         `torch.manual_seed`. Raises ValueError where `<image>` and images do not agree in number, and for an image that
         cannot be read.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         paths: list[Any] = [images] if isinstance(prompt, str) else list(images) or [[] for _ in prompts]
+        if len(prompts) != len(paths):
+            raise ValueError(
+                f"{len(prompts)} prompts were given with {len(paths)} lists of images: give one list for each"
+            )
         settings = Settings(
             max_new_tokens=max_new_token,
             num_beams=num_beams,
@@ -142,7 +146,7 @@ class Inferencer:
             length_penalty=length_penalty,
             stop=(HUMAN.strip(), response_split, *stop),
         )
-        asked = [self.encode(text, its_images) for text, its_images in zip(prompts, paths, strict=True)]
+        asked = [self.encode(text, its_images) for text, its_images in zip(prompts, paths)]
         seeds = None if seed is None else [seed + i for i in range(len(asked))]
         responses = [answer.text for answer in self.answer(asked, settings, seeds)]
         return responses, [text + response for text, response in zip(prompts, responses)]
@@ -243,9 +247,10 @@ class Inferencer:
     def score(self, prompt: str, images: Sequence[str | Path], candidates: Sequence[str]) -> list[float]:
         """The log-likelihood of each candidate as the whole answer to a prompt: of its tokens and its end."""
         asked = self.encode(prompt, images)
+        ids = [torch.tensor([*self.turns.encode(text), self.turns.eos], device=self.device) for text in candidates]
+        self.check([asked], Settings(max_new_tokens=max(map(len, ids), default=1)))
         with torch.inference_mode(), autocast(self.device, self.precision):
             latents, _ = self._encode_images(asked.images)
-            ids = [torch.tensor([*self.turns.encode(text), self.turns.eos], device=self.device) for text in candidates]
             lang_x = torch.tensor([asked.ids], device=self.device)
             return self.model.score(None, lang_x, ids, latents=latents).tolist()
 
@@ -269,7 +274,7 @@ class Inferencer:
             stopping_criteria=criteria,
             past_key_values=None if text is None else self.prefixes.take(text),
             return_dict_in_generate=True,
-            **settings.arguments(seeds, self.device),
+            **settings.arguments(seeds, (attention_mask == 0).sum(dim=1)),
         )
         if text is not None:
             self.prefixes.keep([*text, *output.sequences[0, len(text) :].tolist()], output.past_key_values)

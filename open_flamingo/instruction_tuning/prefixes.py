@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -18,16 +19,16 @@ class Prefixes:
         self._caches: OrderedDict[tuple[Token, ...], Cache] = OrderedDict()
 
     def take(self, text: Sequence[Token]) -> Cache | None:
-        """The cache with most of the beginning of `text`, cut to what they share; it is held no longer.
+        """A cache of as much of the beginning of `text` as is held; the oldest one makes room for it.
 
         At least one token of the text is left to be computed, since its logits are wanted.
         """
         shared = {known: shared_length(known, text[:-1]) for known in self._caches}
         best = max(shared, key=lambda known: shared[known], default=())
-        if not shared.get(best):
-            return None
-        cache = self._caches.pop(best)
-        cache.crop(shared[best] - cache.get_seq_length())
+        cache = cut(self._caches[best], shared[best]) if shared.get(best) else None
+        if cache is not None and 2 * shared[best] > len(best):
+            del self._caches[best]  # the text goes on from it; one that only begins alike leaves it to its conversation
+        self._make_room()
         return cache
 
     def keep(self, text: Sequence[Token], cache: Cache) -> None:
@@ -36,9 +37,21 @@ class Prefixes:
             return  # a window that slid on has lost what a cut would need
         known = tuple(text[: cache.get_seq_length()])
         self._caches.pop(known, None)
+        self._make_room()
         self._caches[known] = cache
-        if len(self._caches) > self.size:
+
+    def _make_room(self) -> None:
+        """Let go of the oldest caches, so that with one more there are at most `size`."""
+        while self._caches and len(self._caches) >= self.size:
             self._caches.popitem(last=False)
+
+
+def cut(cache: Cache, length: int) -> Cache:
+    """A cache of the first `length` tokens of one that stays whole."""
+    cache = copy(cache)
+    cache.layers = [copy(layer) for layer in cache.layers]  # with the same tensors: a layer grows into new ones
+    cache.crop(length - cache.get_seq_length())
+    return cache
 
 
 def shared_length(a: Sequence[Token], b: Sequence[Token]) -> int:

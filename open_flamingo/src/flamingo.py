@@ -168,6 +168,8 @@ class Flamingo(nn.Module):
 
         `vision_x` and `latents` as in `generate`. The prompt is computed once.
         """
+        if not candidates:
+            return torch.zeros(0, device=lang_x.device)
         media = self._media(vision_x, lang_x, latents)
         last = torch.zeros_like(lang_x, dtype=torch.bool)
         last[:, -1] = True
@@ -178,6 +180,9 @@ class Flamingo(nn.Module):
         for start in range(0, len(candidates), SCORED_AT_ONCE):
             some = candidates[start : start + SCORED_AT_ONCE]
             ids = pad_sequence(list(some), batch_first=True)
+            if ids.shape[1] == 1:  # what follows the prompt's last token is all there is
+                scores.append(first[ids[:, 0]])
+                continue
             is_real = pad_sequence([torch.ones_like(candidate) for candidate in some], batch_first=True)
             cache = deepcopy(prompt.past_key_values)
             cache.reorder_cache(lang_x.new_zeros(len(some)))  # the one row, for each of them

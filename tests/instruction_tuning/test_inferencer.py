@@ -102,7 +102,8 @@ def test_a_missing_image_is_refused_by_name(inferencer):
 
 
 def test_prompts_and_lists_of_images_of_different_number_are_refused(inferencer, images):
-    with pytest.raises(ValueError, match="zip"):
+    message = "^5 prompts were given with 4 lists of images: give one list for each$"
+    with pytest.raises(ValueError, match=message):
         inferencer(PROMPTS, images[:-1], **GREEDY)
 
 

@@ -387,6 +387,8 @@ def test_scores_are_the_log_likelihoods_of_whole_texts(family, built):
         logits = model(images, ids).logits[0, LENGTH - 1 : -1].log_softmax(dim=-1)
         expected.append(logits.gather(1, candidate[:, None]).sum())
     torch.testing.assert_close(model.score(images, text, candidates), torch.stack(expected), **FLOATS)
+    torch.testing.assert_close(model.score(images, text, candidates[:1]), expected[0][None], **FLOATS)
+    assert model.score(images, text, []).tolist() == []
 
 
 @every_family

@@ -92,8 +92,11 @@ class TurnTokenizer:
         return [*before.ids, *last.prompt], [*before.images, *last.images]
 
     def prompt(self, pieces: list[str]) -> list[int]:
-        """The text pieces between images to ids with an `<image>` between each two, after the BOS if there is one."""
-        return [*self.bos, *self._join(pieces, self.encode)]
+        """The text pieces between images to ids with an `<image>` between each two, after the BOS if there is one.
+
+        No token at all is no beginning for a model: then it is the EOS, which ends the text before.
+        """
+        return [*self.bos, *self._join(pieces, self.encode)] or [self.eos]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without BOS and EOS."""

@@ -110,6 +110,15 @@ def test_only_answers_and_their_eos_are_supervised_where_bos_pad_and_eos_are_one
     assert answers == "".join(f"{record.output}{END_OF_TEXT}" for record in SAMPLES)
 
 
+def test_an_empty_prompt_begins_as_a_text_does_with_its_bos_or_the_end_of_the_one_before():
+    with_bos, without = (
+        turn_tokenizer(with_special_tokens(starts_with_bos=starts, bos_token="<s>")) for starts in (True, False)
+    )
+    assert with_bos.prompt([""]) == with_bos.bos
+    assert without.prompt([""]) == [without.eos]
+    assert without.prompt(["", ""]) == [without.media_token_id]
+
+
 def test_a_tokenizer_without_eos_is_refused():
     tokenizer = byte_level_tokenizer()
     tokenizer.eos_token = None
