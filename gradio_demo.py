@@ -65,22 +65,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C or SIGTERM; see `--help`."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.port not in range(1, 65536):
+        parser.error("--port is from 1 to 65535")
+    if ":" in args.host:
+        parser.error("--host is a name or an IPv4 address: Gradio listens at no IPv6 address")
+    key = (args.api_key or os.environ.get("FLAMINGO_API_KEY", "")).strip()
     try:
-        api = Api(args.api, args.api_key or os.environ.get("FLAMINGO_API_KEY"))
+        api = Api(args.api, key or None)
         log = None if args.no_log else TurnLog(args.log_dir, keeps_images=args.log_images)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, _interrupt)
-    with tempfile.TemporaryDirectory(prefix="flamingo-demo-") as folder:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="flamingo-demo-") as folder:
             serve(api, log, Path(folder), args.host, args.port)
-        except OSError as error:
-            parser.error(str(error))
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        parser.error(str(error))
     return 0
 
 
 def serve(api: Api, log: TurnLog | None, folder: Path, host: str, port: int) -> None:
-    """Serve the page; uploads are kept in `folder`. Raises OSError where the port is taken."""
+    """Serve the page until KeyboardInterrupt; uploads are kept in `folder`. Raises OSError where it cannot listen."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     # Gradio reads these when it is imported
     from demo.layout import head, theme
@@ -90,25 +97,31 @@ def serve(api: Api, log: TurnLog | None, folder: Path, host: str, port: int) -> 
     images.mkdir()
     blocks = Page(api, log, images).build()
     options: dict[str, Any] = {"middleware": [Middleware(LocalOnly)]}
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        theme=theme(),
-        head=head(),
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        max_file_size="20mb",
-        app_kwargs=options,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            theme=theme(),
+            head=head(),
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            max_file_size="20mb",
+            app_kwargs=options,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot listen at {host}, port {port}: the port is taken or not allowed, or the address is not this"
+            " machine's; choose another with --port or --host"
+        ) from error
     sys.stdout.write(f"the demo is at {blocks.local_url}, and asks the API at {api.url}; Ctrl-C ends it\n")
     sys.stdout.flush()
     try:
         while True:
             time.sleep(3600)
-    except KeyboardInterrupt:
+    finally:
         blocks.close(verbose=False)
 
 

@@ -2,10 +2,10 @@
 
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 
@@ -13,6 +13,9 @@ CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 600.0
 """Seconds of silence after which an answer is given up; the API's own limit is shorter."""
 DONE = "[DONE]"
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError)
+"""What it takes to read an answer that is not built as the API builds its answers."""
+T = TypeVar("T")
 
 
 class ApiError(Exception):
@@ -49,25 +52,29 @@ class Api:
     _verify: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what is no address."""
-        parts = httpx.URL(self.url)
-        if parts.scheme not in ("http", "https") or not parts.host:
+        """Raise ValueError for what is no address, and for a key that no header can carry."""
+        if not is_address(self.url):
             raise ValueError(f"--api {self.url!r} is no address: write it as http://127.0.0.1:8000")
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("the key may hold printable ASCII only")
 
     async def model(self) -> str:
         """The name of the model that is served. Raises ApiError where there is none."""
-        return (await self._ask("GET", "/v1/models"))["data"][0]["id"]
+        return await self._ask("GET", "/v1/models", lambda answer: str(answer["data"][0]["id"]))
 
     async def ready(self) -> str:
         """The name of the model, once it can answer. Raises ApiError until then."""
         name = await self.model()
-        await self._ask("GET", "/ready")
+        await self._ask("GET", "/ready", dict)
         return name
 
     async def prompt(self, body: dict[str, Any]) -> ExactPrompt:
         """The exact prompt that the model would get for a request."""
-        answer = await self._ask("POST", "/prompt", body)
-        return ExactPrompt(answer["prompt"], answer["tokens"], answer["images"])
+
+        def read(answer: Any) -> ExactPrompt:
+            return ExactPrompt(answer["prompt"], answer["tokens"], answer["images"])
+
+        return await self._ask("POST", "/prompt", read, body)
 
     async def stream(self, body: dict[str, Any]) -> AsyncIterator[Piece]:
         """The answer to a request, piece by piece; closing the iterator ends its generation."""
@@ -76,14 +83,19 @@ class Api:
             async for data in events(response.aiter_lines()):
                 if data == DONE:
                     return
-                yield read_piece(data)
+                try:
+                    piece = read_piece(data)
+                except MISSHAPEN as error:
+                    raise ApiError("The API said something that is no answer. Its own log may say why.") from error
+                yield piece
         raise ApiError("The connection to the API broke off in the middle of the answer.")
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _ask(self, method: str, path: str, read: Callable[[Any], T], body: dict[str, Any] | None = None) -> T:
+        """What `read` makes of an answer. Raises ApiError where that is not what the API of this project would say."""
         async with self._open(method, path, body) as response:
             try:
-                return json.loads(await response.aread())
-            except ValueError as error:
+                return read(json.loads(await response.aread()))
+            except MISSHAPEN as error:
                 raise _stranger(self.url) from error
 
     @asynccontextmanager
@@ -106,8 +118,19 @@ class Api:
                 ) from error
             except httpx.ReadTimeout as error:
                 raise ApiError(f"The API has said nothing for {READ_TIMEOUT / 60:.0f} minutes. Try again.") from error
+            except httpx.DecodingError as error:
+                raise _stranger(self.url) from error
             except httpx.TransportError as error:
                 raise ApiError("The connection to the API broke off. Try again.") from error
+
+
+def is_address(url: str) -> bool:
+    """Whether a URL can be asked."""
+    try:
+        parts = httpx.URL(url)
+        return parts.scheme in ("http", "https") and bool(parts.host) and (parts.port or 1) in range(1, 65536)
+    except (httpx.InvalidURL, ValueError):
+        return False
 
 
 async def events(lines: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -137,7 +160,7 @@ def read_piece(data: str) -> Piece:
 
 def explain(response: httpx.Response) -> ApiError:
     """What the user is told of an answer that is an error."""
-    message = _sentence(_json(response))
+    message = _sentence(_json(response)).replace("max_tokens", "max_new_token")  # as the page calls it
     match response.status_code:
         case 401:
             key = "start the demo with --api_key, or with FLAMINGO_API_KEY in its environment"

@@ -1,6 +1,7 @@
 """The page at work: what happens when something on it is pressed."""
 
 import asyncio
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -16,6 +17,8 @@ from demo.client import Api, ApiError
 from demo.layout import PROMPT_HINT, Controls, lay_out, pill
 from demo.log import TurnLog
 from demo.pictures import examples, prepare
+
+logger = logging.getLogger("demo")
 
 TICK = 0.05
 """Seconds between two looks at an answer that grows."""
@@ -61,10 +64,12 @@ class Page:
         """A question is put, put again or changed; then it is answered, and its prompt shown."""
         controls = [on.parameters[f.name] for f in fields(Parameters)]
         seen = gr.State([])
+        edited = on.chat.edit(self.edit, [on.chat, seen], [on.chat], **HIDDEN)
+        edited.failure(put_back, [on.chat, seen], [on.chat], **HIDDEN)
         for event in (
             on.box.submit(self.put, [on.box, on.chat], [on.box, on.chat], **HIDDEN),
             on.chat.retry(self.again, [on.chat], [on.chat], **HIDDEN),
-            on.chat.edit(self.edit, [on.chat, seen], [on.chat], **HIDDEN),
+            edited,
         ):
             answered = event.success(
                 self.answer, [on.chat, conversation, *controls], [on.chat, on.box, on.summary, seen], **FREE
@@ -80,7 +85,7 @@ class Page:
 
     def put(self, typed: dict[str, Any], history: list[Message], request: gr.Request) -> tuple[Any, list[Message]]:
         """Move what was typed into the conversation; where it cannot be asked, all stays as it is."""
-        text = typed["text"].strip()
+        text = question_text(typed["text"])
         if session(request) in self.replies:
             raise refusal("An answer is still under way: stop it, or wait for its end.")
         if not text and not typed["files"]:
@@ -103,11 +108,14 @@ class Page:
 
         The browser drops the question's images while it changes the text: they are those of the conversation `seen` last.
         """
-        self.leave(request)
         number = change.index if isinstance(change.index, int) else change.index[0]
         _, question = split(seen[: number + 1])
         images = () if question is None else question.images
-        return [*history[:number], asked(Question(change.value, images))]
+        text = question_text(change.value)
+        if not text and not images:
+            raise refusal("Write a question: this one has no image.")
+        self.leave(request)
+        return [*history[:number], asked(Question(text, images))]
 
     async def answer(
         self, history: list[Message], conversation: str, request: gr.Request, *values: Any
@@ -131,13 +139,15 @@ class Page:
             # also where the tab was closed in the middle
             reply.stop()
             await asyncio.wait([task])
-            self._log(conversation, len(turns), question, parameters, reply)
             is_wanted = self.replies.get(session(request)) is reply
             if is_wanted:
                 self.replies.pop(session(request))
+            self._log(conversation, len(turns), question, parameters, reply)
         if is_wanted:
             box = gr.update(submit_btn=True, stop_btn=False)
             yield [*history, *reply.messages()], box, escape(reply.summary(parameters)), gr.skip()
+        if not task.cancelled():
+            task.result()  # raises what nobody foresaw
 
     def stop(self, request: gr.Request) -> None:
         """End the answer under way as it stands; it stays."""
@@ -181,7 +191,9 @@ class Page:
         return f"{prompt.tokens} tokens, {images}; the answer follows its last character.", prompt.text
 
     def _log(self, conversation: str, turn: int, question: Question, parameters: Parameters, reply: Reply) -> None:
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             self.log.add(
                 question.images,
                 conversation=conversation,
@@ -195,6 +207,8 @@ class Page:
                 seconds=reply.seconds,
                 parameters=parameters.body(),
             )
+        except OSError as error:
+            logger.error("an exchange is not in the log: %s", error)
 
 
 def dim(on: Controls) -> None:
@@ -214,7 +228,17 @@ def parameters_of(values: tuple[Any, ...]) -> Parameters:
 
 def refusal(sentence: str) -> gr.Error:
     """An error of the user's, said on the page and not in the log of the process."""
-    return gr.Error(sentence, title="Not sent", duration=8, print_exception=False)
+    return gr.Error(sentence, duration=8, print_exception=False)
+
+
+def put_back(history: list[Message], seen: list[Message]) -> list[Message]:
+    """A conversation whose questions are again what they were before the browser changed one."""
+    return [*seen, *history[len(seen) :]]
+
+
+def question_text(typed: str) -> str:
+    """A question without the space around it; half a surrogate pair, which no JSON can carry, becomes `?`."""
+    return typed.strip().encode(errors="replace").decode()
 
 
 def new_conversation() -> str:

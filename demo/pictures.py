@@ -3,10 +3,13 @@
 import base64
 import hashlib
 import io
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from instruction_dataset.image_files import DAMAGE
 
 SIDE = 768
 """Pixels of the longest side of what is sent: twice what a vision tower looks at, and legible on the page."""
@@ -43,18 +46,18 @@ def prepare(source: Path, folder: Path) -> Path:
 def shrink(source: Path) -> tuple[bytes, str]:
     """The bytes to send and their file suffix: those of a small file, else a JPEG whose longest side is `SIDE`."""
     try:
-        with Image.open(source, formats=READ) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{source.name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller")
-            is_small = max(image.size) <= SIDE and source.stat().st_size <= SMALL
-            image.load()
-            if is_small and image.format in SENT:
-                return source.read_bytes(), SENT[image.format]
-            return to_jpeg(image), "jpg"
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with suppress(Image.DecompressionBombError), Image.open(source, formats=READ) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                image.load()
+                is_small = max(image.size) <= SIDE and source.stat().st_size <= SMALL
+                if is_small and image.format in SENT:
+                    return source.read_bytes(), SENT[image.format]
+                return to_jpeg(image), "jpg"
+    except DAMAGE as error:
         raise ValueError(
             f"{source.name} is not an image that can be read; JPEG, PNG, WebP, GIF, BMP and TIFF are"
         ) from error
+    raise ValueError(f"{source.name} has more than {MAX_PIXELS // 10**6} million pixels; make it smaller")
 
 
 def to_jpeg(image: Image.Image) -> bytes:

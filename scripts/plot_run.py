@@ -16,8 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw loss and accuracy of a training run as RUN/curve.png.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
     run = parser.parse_args(argv).run
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
+    log = run / "tensorboard"
+    events = EventAccumulator(str(log), size_guidance={"scalars": 0})
+    if log.is_dir():
+        events.Reload()
     if "train/loss" not in events.Tags()["scalars"]:
         sys.stderr.write(f"error: {run} holds no training log (tensorboard/); give the folder named by --run_name\n")
         return 1

@@ -176,6 +176,13 @@ def ask_at_length(page: Page, seed: int) -> None:
     ask(page, LONG)
 
 
+def edit(page: Page, text: str) -> None:
+    """Change the first question."""
+    page.get_by_role("button", name="Edit").first.click()
+    page.locator("#chat textarea").fill(text)
+    page.get_by_role("button", name="Submit").first.click()
+
+
 def expect_answers(page: Page, *answers: str) -> None:
     """Wait until the conversation holds these answers, and may go on."""
     expect(page.locator("#chat [data-testid=bot]")).to_have_text(list(answers), timeout=PATIENCE * 1000)
@@ -226,12 +233,20 @@ def test_an_edited_question_keeps_its_image_and_is_answered_anew(page, pictures,
     ask(page, "What is the sun?")
     expect(page.locator("#chat [data-testid=bot]")).to_have_count(1)
     expect(page.locator("#box [data-testid=submit-button]")).to_be_visible()
-    page.get_by_role("button", name="Edit").click()
-    page.locator("#chat textarea").fill("Which colour?")
-    page.get_by_role("button", name="Submit").first.click()
+    edit(page, "Which colour?")
     expect_answers(page, "green")
     expect(page.locator("#chat .user-row img")).to_have_count(1)
     assert [row["turn"] for row in logged(folder)[-2:]] == [0, 0]
+
+
+def test_a_question_that_is_edited_to_nothing_stays_as_it_was(page):
+    greedy(page)
+    ask(page, "What is the sun?")
+    expect_answers(page, "A star.")
+    edit(page, " ")
+    expect(page.get_by_text("Write a question: this one has no image.")).to_be_visible()
+    expect(page.locator("#chat [data-testid=user]")).to_have_text("What is the sun?")
+    expect_answers(page, "A star.")
 
 
 def test_retry_asks_the_last_question_again_with_another_seed(page, folder):

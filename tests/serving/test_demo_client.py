@@ -1,26 +1,25 @@
-"""The demo without its page: what it asks of a real API, what it understands of the answers, what it sends and logs."""
+"""The demo without a browser: what it asks of a real API, and what it understands of the answers."""
 
 import asyncio
 import json
-import subprocess
-import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from PIL import Image
 from servers import MODEL
-from toy import ROOT, question
+from toy import question
 
 from demo.chat import Parameters, Question, Reply, Turn, asked, before_answer, note, request_body, split
 from demo.client import Api, ApiError, events, explain
-from demo.log import TurnLog
-from demo.pictures import EXAMPLES, SIDE, data_url, examples, prepare
+from demo.pictures import prepare
 
 GREEDY = Parameters(do_sample=False, max_new_token=24)
 COLOUR = question("red")["input"].rpartition(">")[2]
 NOWHERE = "http://127.0.0.1:9"
+MODELS = json.dumps({"data": [{"id": MODEL}]})
 
 
 def answer(api: Api, question: Question, turns=(), parameters=GREEDY) -> Reply:
@@ -39,6 +38,30 @@ def failure(awaitable) -> ApiError:
     with pytest.raises(ApiError) as caught:
         asyncio.run(awaitable)
     return caught.value
+
+
+@contextmanager
+def saying(answers: dict[str, str], *headers: tuple[str, str]) -> Iterator[Api]:
+    """A server that has an answer for each path, whatever it is asked."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            for header in headers:
+                self.send_header(*header)
+            self.end_headers()
+            self.wfile.write(answers[self.path].encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as listener:
+        threading.Thread(target=listener.serve_forever).start()
+        try:
+            yield Api(f"http://127.0.0.1:{listener.server_port}")
+        finally:
+            listener.shutdown()
 
 
 @pytest.fixture
@@ -99,6 +122,30 @@ def test_an_api_that_is_down_is_named_with_what_to_do():
     assert reply.messages()[-1]["metadata"]["title"] == "No answer"
 
 
+@pytest.mark.parametrize("models", ['{"data": []}', '{"data": null}', '{"data": [7]}', "[]", "{}", "7", "<html>"])
+def test_another_server_at_the_address_is_named_as_such(models):
+    with saying({"/v1/models": models, "/prompt": models}) as api:
+        for awaitable in (api.model(), api.ready(), api.prompt({})):
+            error = failure(awaitable)
+            assert f"What answers at {api.url} is not the API of this project" in str(error)
+            assert error.short == "no API there"
+
+
+def test_an_answer_packed_wrongly_is_a_strangers():
+    with saying({"/v1/models": MODELS}, ("Content-Encoding", "gzip")) as api:
+        assert failure(api.model()).short == "no API there"
+
+
+@pytest.mark.parametrize("chunk", ["{nope", "[1]", "7", '{"choices": [{}]}', '{"choices": [7]}', '{"usage": 7}'])
+def test_an_answer_that_loses_its_shape_is_not_taken_for_whole(chunk):
+    stream = f"data: {json.dumps({'choices': [{'delta': {'content': 'A '}}]})}\n\ndata: {chunk}\n\ndata: [DONE]\n\n"
+    with saying({"/v1/models": MODELS, "/v1/chat/completions": stream}) as api:
+        reply = answer(api, Question("What is the sun?"))
+    assert (reply.text, reply.finish_reason) == ("A ", "error")
+    assert "something that is no answer" in reply.error
+    assert reply.messages()[-1]["metadata"]["title"] == "The answer is not whole"
+
+
 def test_a_key_is_sent_and_asked_for_where_it_is_wanting(started):
     with started(api_key="open sesame") as server:
         assert asyncio.run(Api(server.url, "open sesame").ready()) == MODEL
@@ -110,7 +157,8 @@ def test_what_the_api_refuses_is_said_in_its_words(api):
     reply = answer(api, Question("What is the sun?"), parameters=Parameters(max_new_token=100_000))
     assert reply.finish_reason == "error"
     assert reply.error.startswith("The API refused the question: ")
-    assert "max_tokens" in reply.error or "1024" in reply.error
+    assert "max_new_token" in reply.error
+    assert "max_tokens" not in reply.error
 
 
 @pytest.mark.parametrize(
@@ -131,10 +179,22 @@ def test_each_failure_has_its_sentence(status, headers, said, is_passing):
     assert error.is_passing == is_passing
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1", "http://", "nonsense"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8000", "ftp://127.0.0.1", "http://", "nonsense", "http://[::1", "http://127.0.0.1:8000\n"),
+        *("http://127.0.0.1:abc", "http://127.0.0.1:99999", "http://127.0.0.1:-1", "http://xn--."),
+    ],
+)
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ValueError, match="--api"):
+    with pytest.raises(ValueError, match="is no address: write it as"):
         Api(url)
+
+
+@pytest.mark.parametrize("key", ["größe", "a\nb", "\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused(key):
+    with pytest.raises(ValueError, match="the key may hold printable ASCII only"):
+        Api(NOWHERE, key)
 
 
 def test_events_come_whole_however_they_are_cut():
@@ -190,95 +250,3 @@ def test_a_question_is_its_images_then_its_text(tmp_path):
     message = asked(Question("Which?", (tmp_path / "a.png",)))
     assert message["content"] == [{"path": str(tmp_path / "a.png")}, text("Which?")]
     assert note("No answer", "why")["metadata"] == {"title": "No answer"}
-
-
-def test_small_images_are_sent_as_they_are_and_large_ones_smaller(tmp_path, pictures):
-    sent = prepare(pictures / "red.png", tmp_path)
-    assert sent.read_bytes() == (pictures / "red.png").read_bytes()
-    assert data_url(sent).startswith("data:image/png;base64,")
-    Image.new("RGBA", (3000, 1500), (0, 0, 0, 0)).save(tmp_path / "large.png")
-    with Image.open(prepare(tmp_path / "large.png", tmp_path)) as small:
-        assert small.size == (SIDE, SIDE // 2)
-        assert small.getpixel((5, 5)) == (255, 255, 255)
-
-
-def test_an_image_that_lies_on_its_side_is_sent_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (2000, 1000)).save(tmp_path / "side.jpg", exif=exif)
-    with Image.open(prepare(tmp_path / "side.jpg", tmp_path)) as upright:
-        assert upright.size == (SIDE // 2, SIDE)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"<svg/>"])
-def test_what_is_no_image_is_refused_by_its_name(tmp_path, content):
-    (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.png is not an image that can be read"):
-        prepare(tmp_path / "x.png", tmp_path)
-
-
-def test_the_examples_are_small_and_come_with_scikit_image(tmp_path):
-    found = examples(tmp_path)
-    assert [about for _, about in found] == list(EXAMPLES.values())
-    assert all(path.stat().st_size < 512 * 1024 for path, _ in found)
-
-
-@pytest.fixture
-def rows(tmp_path) -> Iterator:
-    """The log in `tmp_path / "log"`, read back."""
-
-    def read() -> list[dict]:
-        (path,) = (tmp_path / "log").glob("*.jsonl")
-        assert path.stem == f"{datetime.now().astimezone():%Y-%m-%d}"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-    return read
-
-
-def test_the_log_has_a_line_per_exchange_and_images_by_digest(tmp_path, pictures, rows):
-    log = TurnLog(tmp_path / "log")
-    log.add([pictures / "red.png"], question="Größe?\n", answer="1")
-    log.add([], question="\udc80", answer="2")
-    assert [(row["question"], row["answer"], len(row["images"])) for row in rows()] == [
-        ("Größe?\n", "1", 1),
-        ("?", "2", 0),
-    ]
-    assert set(rows()[0]["images"][0]) == {"sha256"}
-
-
-def test_the_log_keeps_images_where_asked_to(tmp_path, pictures, rows):
-    log = TurnLog(tmp_path / "log", keeps_images=True)
-    for _ in range(2):
-        log.add([pictures / "red.png"], question="Which?")
-    (kept,) = (tmp_path / "log" / "images").iterdir()
-    assert rows()[0]["images"] == [{"sha256": kept.stem, "file": f"images/{kept.name}"}]
-    assert kept.read_bytes() == (pictures / "red.png").read_bytes()
-
-
-def run_python(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_demo_needs_no_model_in_its_process():
-    code = "import sys, gradio_demo, demo.page; print([m for m in sys.modules if m.split('.')[0] in %r])"
-    ended = run_python("-c", code % (("torch", "transformers", "open_flamingo"),))
-    assert ended.stdout == "[]\n", ended.stderr
-
-
-def test_help_teaches_without_loading_gradio():
-    ended = run_python("-X", "importtime", "gradio_demo.py", "--help")
-    assert ended.returncode == 0
-    assert "uvicorn api:app" in ended.stdout
-    assert all(flag in ended.stdout for flag in ("--api ", "--api_key", "--host", "--port", "--log_dir", "--no_log"))
-    assert " gradio\n" not in ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [(["--api", "nonsense"], "--api 'nonsense' is no address"), (["--log_dir", "setup.py"], "setup.py")],
-)
-def test_a_flag_that_cannot_be_is_refused_in_a_sentence(flags, said):
-    ended = run_python("gradio_demo.py", *flags)
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert "Traceback" not in ended.stderr
