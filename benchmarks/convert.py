@@ -8,7 +8,6 @@ whole from its start to its end, so the imports count; runs of both kinds altern
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -33,6 +32,11 @@ WORDS = {"question": (9, 0.4), "answer": (28, 0.7)}
 TEXTS = 20_000
 """Different questions, and answers, from which the records are drawn."""
 JSON_LOAD = "import json, pathlib, sys; json.load(pathlib.Path(sys.argv[1]).open(encoding='utf-8'))"
+LAUNCH = """import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)"""
+"""Runs a command in between: a process's peak counts what its parent held as it began, and this one holds nothing."""
 MIB = 2**20
 
 
@@ -68,7 +72,7 @@ def lines(runs: dict[str, list[tuple[float, int]]], records: int, size: int) -> 
 
 def convert_command(folder: Path) -> list[str]:
     """The command that converts the file in `folder`."""
-    output = folder / "converted.json"
+    output = folder.with_name("converted.json")
     return [
         *(sys.executable, "-m", "instruction_dataset.convert", SOURCE),
         *("--source", str(folder), "--output", str(output)),
@@ -78,13 +82,11 @@ def convert_command(folder: Path) -> list[str]:
 def measured(command: list[str]) -> tuple[float, int]:
     """Seconds of a process from start to end, and the bytes of its peak resident memory."""
     started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        message = process.stderr.read() if process.stderr else ""
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {message}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024
+    done = subprocess.run([sys.executable, "-c", LAUNCH, *command], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+    return seconds, int(done.stdout) * 1024
 
 
 def write_source(folder: Path, records: int, seed: int) -> None:
