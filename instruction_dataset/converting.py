@@ -53,7 +53,7 @@ class Row(NamedTuple):
     def number_of(self, key: str) -> int:
         """A field that is a whole number, or a string of digits, as identifiers are in some files."""
         value = self._field(key, int | float | str, "a whole number")
-        is_whole = value.isdecimal() if isinstance(value, str) else float(value).is_integer()  # pandas writes 7 as 7.0
+        is_whole = value.isdecimal() if isinstance(value, str) else value % 1 == 0  # pandas writes 7 as 7.0
         if isinstance(value, bool) or not is_whole:
             raise ValueError(f"field {self.path + key!r} must be a whole number, not {value!r}")
         return int(value)

@@ -85,9 +85,8 @@ class Door:
                 raise
             failure = {"type": FAILED, "message": f"error: {error}"}  # in place of a traceback
         finally:
-            if failure is not None or not has_started:
-                # without this message servers take a failure for an app that has nothing to do as it starts
-                await send(failure or {"type": FAILED, "message": ""})
+            if failure is not None:
+                await send(failure)
 
 
 def guarded(app: ASGIApp, settings: ServeSettings) -> ASGIApp:

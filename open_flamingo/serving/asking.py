@@ -188,9 +188,7 @@ class Exchange:
             self.desk.batcher.cancel(self.ask)
             reason = "late" if self.client.is_late else "gone"
             self.desk.metrics.abandoned.labels(reason).inc()
-            logger.info(
-                "request %s is given up: %s", self.id, "too late" if reason == "late" else "its client has gone"
-            )
+            logger.info("request %s is given up: %s", self.id, reason)
 
     def _hear(self, number: int, text: str) -> None:
         self._put((number, text))

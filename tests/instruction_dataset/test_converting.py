@@ -13,6 +13,10 @@ def test_a_whole_number_may_be_written_in_several_ways(tmp_path, value):
     assert Row({"id": value}, tmp_path, 1).number_of("id") == 7
 
 
+def test_a_whole_number_may_be_larger_than_any_float(tmp_path):
+    assert Row({"id": 10**400}, tmp_path, 1).number_of("id") == 10**400
+
+
 @pytest.mark.parametrize("value", [7.5, "7.0", "", "x", True, float("nan"), float("inf"), "²"])
 def test_what_is_no_whole_number_is_refused_with_what_it_is(tmp_path, value):
     with pytest.raises(ValueError, match=f"^field 'id' must be a whole number, not {re.escape(repr(value))}$"):
