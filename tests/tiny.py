@@ -1,5 +1,6 @@
 """What tests of tiny models share: a tokenizer, prompts, random images, and a count of what passes through a module."""
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -79,3 +80,20 @@ def favoured(head: nn.Module, token: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def no_tensor_becomes_garbage() -> Iterator[None]:
+    """Every tensor that goes, goes at once: none is left in a cycle until Python collects garbage."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield
+        gc.collect()
+        left = [tuple(item.shape) for item in gc.garbage if isinstance(item, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left, left

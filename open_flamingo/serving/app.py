@@ -22,6 +22,7 @@ from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.serving.asking import Desk
 from open_flamingo.serving.batcher import Batcher, Busy, Closing
 from open_flamingo.serving.guard import ApiKey, BodyLimit, SameOrigin
+from open_flamingo.serving.heap import settled
 from open_flamingo.serving.intake import Limits, RequestError
 from open_flamingo.serving.metrics import Measured, Metrics
 from open_flamingo.serving.routes import router
@@ -116,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.watch(lambda: batcher.waiting)
     app.state.desk = Desk(settings, inferencer, batcher, metrics, limits_of(settings), int(time.time()))
     log_what_is_served(settings, inferencer)
-    with draining(batcher):
+    with draining(batcher), settled():
         yield
     await asyncio.to_thread(batcher.close)
 

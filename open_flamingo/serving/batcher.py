@@ -191,6 +191,7 @@ class Batcher:
                 if error is not None:
                     for ask in batch:
                         ask.fail(error)
+                batch.clear()  # their images go with them, and not as late as another batch comes
                 if self.inferencer.device.type == "cpu":
                     trim_heap()
                 taken = time.monotonic() - begun

@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from open_flamingo.src.flamingo_lm import FlamingoLayer, inject
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
 from open_flamingo.src.loss import SupervisedLoss, loss_of_logits, supervised_loss
-from open_flamingo.src.media import Media, MediaAttention, conditioned
+from open_flamingo.src.media import ImageLatents, Media, MediaAttention, conditioned
 from open_flamingo.src.trained_rows import TrainedRows
 from open_flamingo.src.vision import visual_tokens
 
@@ -245,7 +245,8 @@ class Flamingo(nn.Module):
             return None
         if len(latents) != int(counts.sum()):
             raise ValueError(f"latents of {len(latents)} images were given for {int(counts.sum())} <image> tokens")
-        return Media(latents, locations, self.media_token_id, self.only_attend_immediate_media, self.media_attention)
+        images = ImageLatents(latents)
+        return Media(images, locations, self.media_token_id, self.only_attend_immediate_media, self.media_attention)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, F, C, H, W) to latents (N, n, d); N may be 0, so that every rank's gradients reach the resampler."""

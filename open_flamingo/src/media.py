@@ -35,11 +35,27 @@ class ProjectsMedia(Protocol):
 
 
 @dataclass
+class ImageLatents:
+    """The latents of a batch's images, and their keys and values in the layers that attend them."""
+
+    values: Tensor
+    """Real images only, in reading order: (N, n, d)."""
+    memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
+        """Keys and values of `layer`, computed once while no gradient is wanted."""
+        if torch.is_grad_enabled():
+            return layer.keys_values(self.values)
+        if layer not in self.memo:
+            self.memo[layer] = layer.keys_values(self.values)
+        return self.memo[layer]
+
+
+@dataclass
 class Media:
     """The images of a batch and where they stand in its text."""
 
-    latents: Tensor
-    """Real images only, in reading order: (N, n, d)."""
+    latents: ImageLatents
     locations: Tensor
     """True at the `<image>` tokens of the text the images came with: (b, t)."""
     media_token_id: int
@@ -48,17 +64,8 @@ class Media:
     attention: MediaAttention = "previous"
     is_cached: bool = False
     """Text without `<image>` continues the text the images came with, with or without a KV cache."""
-    memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] = field(default_factory=dict)
     steps: dict[int, "AttendedMedia"] = field(default_factory=dict)
     """What a generated token of so many rows attends: the same in every step."""
-
-    def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
-        """Keys and values of `layer`, computed once while no gradient is wanted."""
-        if torch.is_grad_enabled():
-            return layer.keys_values(self.latents)
-        if layer not in self.memo:
-            self.memo[layer] = layer.keys_values(self.latents)
-        return self.memo[layer]
 
     def place(self, input_ids: Tensor, past: int) -> "AttendedMedia":
         """Find the images of `input_ids` (r, t), which follow `past` tokens already in the KV cache."""
@@ -88,16 +95,20 @@ class Media:
             time = time + ~is_media
             time = time.where(time <= counts, 0)  # text after the last image has none
         if self.only_immediate:
-            return LastImage(self, time, first)
-        return AllImagesBefore(self, time, first)
+            return LastImage(self.latents, time, first)
+        return AllImagesBefore(self.latents, time, first)
 
 
 class AttendedMedia:
-    """The attending tokens of one run of the decoder layers, and how they attend."""
+    """The attending tokens of one run of the decoder layers, and how they attend.
 
-    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
+    It must not know the `Media` that keeps it for the steps to come: whatever such a cycle holds stays in memory, after
+    the call, until Python collects garbage.
+    """
+
+    def __init__(self, latents: ImageLatents, time: Tensor, first: Tensor) -> None:
         """`time` (r, t) is the number of each token's image in its sample, from 1, or 0; `first` (r, 1) that sample's first."""
-        self.media, self.time, self.first = media, time, first
+        self.latents, self.time, self.first = latents, time, first
         self.tokens = (time > 0).flatten().nonzero().squeeze(1)
         """Flat indices of the tokens with an image, in reading order: (m,)."""
         self.memo: dict[ProjectsMedia, tuple[Tensor, Tensor]] | None = None
@@ -105,14 +116,14 @@ class AttendedMedia:
 
     def last(self, length: int) -> "AttendedMedia":
         """The last `length` tokens of the run: all that some upper layers see of a prompt (Gemma 4)."""
-        return self if length == self.time.shape[1] else type(self)(self.media, self.time[:, -length:], self.first)
+        return self if length == self.time.shape[1] else type(self)(self.latents, self.time[:, -length:], self.first)
 
     def keys_values(self, layer: ProjectsMedia) -> tuple[Tensor, Tensor]:
         """Keys and values of `layer` as `attend` takes them."""
         if self.memo is None:
-            return self.arrange(*self.media.keys_values(layer))
+            return self.arrange(*self.latents.keys_values(layer))
         if layer not in self.memo:
-            self.memo[layer] = self.arrange(*self.media.keys_values(layer))
+            self.memo[layer] = self.arrange(*self.latents.keys_values(layer))
         return self.memo[layer]
 
     def arrange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,8 +141,8 @@ class LastImage(AttendedMedia):
     The work does not depend on the number of images, and no mask is needed.
     """
 
-    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
-        super().__init__(media, time, first)
+    def __init__(self, latents: ImageLatents, time: Tensor, first: Tensor) -> None:
+        super().__init__(latents, time, first)
         image = (first + time - 1).flatten()[self.tokens]
         starts = torch.ones_like(image, dtype=torch.bool)
         starts[1:] = image[1:] != image[:-1]
@@ -156,12 +167,12 @@ class LastImage(AttendedMedia):
 class AllImagesBefore(AttendedMedia):
     """Each token attends the latents of every image up to its own, through a mask over all images of the batch."""
 
-    def __init__(self, media: Media, time: Tensor, first: Tensor) -> None:
-        super().__init__(media, time, first)
-        image = torch.arange(len(media.latents), device=time.device)
+    def __init__(self, latents: ImageLatents, time: Tensor, first: Tensor) -> None:
+        super().__init__(latents, time, first)
+        image = torch.arange(len(latents.values), device=time.device)
         first, time = first.expand_as(time).flatten()[self.tokens], time.flatten()[self.tokens]
         is_seen = (image >= first[:, None]) & (image < (first + time)[:, None])
-        self.mask = is_seen.repeat_interleave(media.latents.shape[1], dim=1)
+        self.mask = is_seen.repeat_interleave(latents.values.shape[1], dim=1)
 
     def arrange(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         k, v = (rearrange(x, "N h n d -> h (N n) d") for x in (k, v))

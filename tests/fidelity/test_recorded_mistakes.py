@@ -43,7 +43,7 @@ def attend_all_images_before(model: Flamingo, recorded: Recording) -> None:
 
     def attend_evenly(block, args):
         x, media = args
-        _, values = media.media.keys_values(block.attn)
+        _, values = media.latents.keys_values(block.attn)
         update = block.attn.to_out(values[:images].mean(dim=(0, 2)).flatten()) * block.attn_gate.tanh()
         x = x.clone()
         x[0, :before] += update

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import IMAGES_OF_PROMPTS, PROMPTS, encode, favoured, inputs_seen, random_images, real_images_of_prompts
+from tiny import (
+    IMAGES_OF_PROMPTS,
+    PROMPTS,
+    encode,
+    favoured,
+    inputs_seen,
+    no_tensor_becomes_garbage,
+    random_images,
+    real_images_of_prompts,
+)
 from torch import Tensor
 
 from open_flamingo import Flamingo
@@ -43,6 +52,14 @@ def test_generation_with_a_cache_equals_generation_without(tiny, batch, beams, c
     model, _ = tiny
     expected = new_ids(model, **batch, num_beams=beams, use_cache=False)
     assert new_ids(model, **batch, num_beams=beams, **caching) == expected
+
+
+@pytest.mark.parametrize("only_immediate", [True, False])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_a_generation_needed_goes_with_it(build_tiny, batch, beams, only_immediate):
+    model, _, _ = build_tiny(only_attend_immediate_media=only_immediate)
+    with no_tensor_becomes_garbage():
+        new_ids(model, **batch, num_beams=beams)
 
 
 @pytest.mark.parametrize("only_immediate", [True, False])

@@ -5,7 +5,7 @@ import torch
 from tiny import EXACT
 
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, PerceiverResampler
-from open_flamingo.src.media import Media
+from open_flamingo.src.media import ImageLatents, Media
 
 WIDTH = 16
 
@@ -47,7 +47,9 @@ def test_resampler_does_not_tell_the_order_of_images_unless_it_has_media_embeddi
 def test_a_new_block_is_the_identity(with_image):
     block = GatedCrossAttentionBlock(dim=WIDTH, dim_visual=8)
     ids = torch.tensor([[0, 1, 0, 0]])
-    attended = Media(torch.randn(1, 3, 8), ids == 1, media_token_id=1).place(ids, past=0) if with_image else None
+    attended = (
+        Media(ImageLatents(torch.randn(1, 3, 8)), ids == 1, media_token_id=1).place(ids, past=0) if with_image else None
+    )
     x = torch.randn(1, 4, WIDTH)
     torch.testing.assert_close(block(x, attended), x, **EXACT)
 
@@ -55,6 +57,6 @@ def test_a_new_block_is_the_identity(with_image):
 def test_a_new_block_learns_through_its_gates_first():
     block = GatedCrossAttentionBlock(dim=WIDTH, dim_visual=8)
     ids = torch.tensor([[0, 1, 0, 0]])
-    attended = Media(torch.randn(1, 3, 8), ids == 1, media_token_id=1).place(ids, past=0)
+    attended = Media(ImageLatents(torch.randn(1, 3, 8)), ids == 1, media_token_id=1).place(ids, past=0)
     block(torch.randn(1, 4, WIDTH), attended).square().sum().backward()
     assert {name for name, p in block.named_parameters() if p.grad.any()} == {"attn_gate", "ff_gate"}

@@ -9,7 +9,7 @@ from tiny import encode, inputs_seen, random_images
 from torch import Tensor
 
 from open_flamingo.src.helpers import GatedCrossAttentionBlock, MaskedCrossAttention
-from open_flamingo.src.media import QUERY_CHUNK, Media, attended_media, conditioned
+from open_flamingo.src.media import QUERY_CHUNK, ImageLatents, Media, attended_media, conditioned
 
 WIDTH, VISUAL_WIDTH, HEADS, LATENTS = 16, 24, 2, 5
 IMAGE_ID = 7
@@ -99,7 +99,7 @@ def reference(
 @given(locations=layouts())
 def test_attention_equals_the_reference(only_immediate, belongs_to, locations):
     attention, text, latents = random_parts(locations)
-    media = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to)
+    media = Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate, belongs_to)
     expected = reference(attention, text, latents, locations, only_immediate=only_immediate, belongs_to=belongs_to)
     actual = attend(attention, text, media, ids_of(locations))
     torch.testing.assert_close(actual, expected, **ROUNDING)
@@ -110,7 +110,9 @@ def test_attention_equals_the_reference(only_immediate, belongs_to, locations):
 def test_attention_of_a_run_about_as_long_as_chunks_equals_the_reference(only_immediate, length):
     locations = torch.cat((row_of(3, 4, length=length + 4), row_of(0, length=length + 4)))
     attention, text, latents = random_parts(locations)
-    actual = attend(attention, text, Media(latents, locations, IMAGE_ID, only_immediate), ids_of(locations))
+    actual = attend(
+        attention, text, Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate), ids_of(locations)
+    )
     expected = reference(attention, text, latents, locations, only_immediate=only_immediate)
     torch.testing.assert_close(actual, expected, **ROUNDING)
 
@@ -121,7 +123,7 @@ def test_attention_of_a_run_about_as_long_as_chunks_equals_the_reference(only_im
 @given(locations=layouts(), data=st.data())
 def test_text_in_two_pieces_attends_as_text_in_one(only_immediate, belongs_to, locations, data):
     attention, text, latents = random_parts(locations)
-    media, ids = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
+    media, ids = Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
     cut = data.draw(st.integers(1, locations.shape[1]))
     pieces = [attend(attention, text[:, :cut], media, ids[:, :cut])]
     if cut < locations.shape[1]:
@@ -135,7 +137,7 @@ def test_text_in_two_pieces_attends_as_text_in_one(only_immediate, belongs_to, l
 @given(locations=layouts(), beams=st.integers(2, 3))
 def test_each_beam_attends_as_its_sample(only_immediate, belongs_to, locations, beams):
     attention, text, latents = random_parts(locations)
-    media, ids = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
+    media, ids = Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate, belongs_to), ids_of(locations)
     actual = attend(attention, text.repeat_interleave(beams, 0), media, ids.repeat_interleave(beams, 0))
     expected = attend(attention, text, media, ids).repeat_interleave(beams, 0)
     torch.testing.assert_close(actual, expected, **ROUNDING)
@@ -150,11 +152,11 @@ def test_generated_tokens_attend_alike_in_every_step_and_arrange_keys_once(
     only_immediate, belongs_to, locations, beams
 ):
     attention, _, latents = random_parts(locations)
-    media = Media(latents, locations, IMAGE_ID, only_immediate, belongs_to)
+    media = Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate, belongs_to)
     whole = torch.cat((locations, torch.zeros(len(locations), 3, dtype=torch.bool)), dim=1)
     text = torch.randn(len(locations), 3, WIDTH)
     before = torch.zeros(*locations.shape, WIDTH)
-    media_of_whole = Media(latents, whole, IMAGE_ID, only_immediate, belongs_to)
+    media_of_whole = Media(ImageLatents(latents), whole, IMAGE_ID, only_immediate, belongs_to)
     expected = attend(attention, torch.cat((before, text), dim=1), media_of_whole, ids_of(whole))
     steps = []
     for i in range(3):
@@ -170,11 +172,11 @@ def test_in_one_layer_a_token_after_image_k_depends_on_image_k_alone():
     locations = torch.cat((row_of(2, 5, 90, length=100), row_of(0, 1, length=100)))
     attention, text, latents = random_parts(locations)
     belongs_to = locations.cumsum(dim=1) + torch.tensor([[0], [3]])
-    before = attend(attention, text, Media(latents, locations, IMAGE_ID), ids_of(locations))
+    before = attend(attention, text, Media(ImageLatents(latents), locations, IMAGE_ID), ids_of(locations))
     for image in range(len(latents)):
         others = latents.clone()
         others[image] += 1
-        after = attend(attention, text, Media(others, locations, IMAGE_ID), ids_of(locations))
+        after = attend(attention, text, Media(ImageLatents(others), locations, IMAGE_ID), ids_of(locations))
         changed = (after != before).any(dim=-1)
         expected = belongs_to == image + 1
         expected[1] &= image >= 3
@@ -189,13 +191,15 @@ def test_a_token_before_any_image_gets_exactly_zero_from_attention(only_immediat
     block = GatedCrossAttentionBlock(dim=WIDTH, dim_visual=VISUAL_WIDTH).requires_grad_(False)
     block.attn_gate.fill_(gate)
     text, latents = torch.randn(2, 6, WIDTH), torch.randn(1, LATENTS, VISUAL_WIDTH)
-    out = block(text, Media(latents, locations, IMAGE_ID, only_immediate).place(ids_of(locations), past=0))
+    out = block(
+        text, Media(ImageLatents(latents), locations, IMAGE_ID, only_immediate).place(ids_of(locations), past=0)
+    )
     assert torch.equal((out != text).any(dim=-1), locations.cumsum(dim=1) > 0)
 
 
 def test_text_after_cached_media_belongs_to_the_last_image_of_its_sample():
     locations = torch.cat((row_of(0, 2, length=4), row_of(1, length=4), row_of(length=4)))
-    media = Media(torch.randn(3, LATENTS, VISUAL_WIDTH), locations, IMAGE_ID, is_cached=True)
+    media = Media(ImageLatents(torch.randn(3, LATENTS, VISUAL_WIDTH)), locations, IMAGE_ID, is_cached=True)
     attended = media.place(torch.zeros(3, 2, dtype=torch.long), past=0)
     assert attended.tokens.tolist() == [0, 1, 2, 3]
     assert attended.images.tolist() == [1, 2]
@@ -204,7 +208,7 @@ def test_text_after_cached_media_belongs_to_the_last_image_of_its_sample():
 def test_new_tokens_after_the_last_image_attend_nothing_in_the_first_version():
     locations = row_of(1, length=3)
     attention, text, latents = random_parts(locations)
-    media = Media(latents, locations, IMAGE_ID, attention="next")
+    media = Media(ImageLatents(latents), locations, IMAGE_ID, attention="next")
     prompt = attend(attention, text, media, ids_of(locations))
     assert (prompt != 0).any(dim=-1).tolist() == [[True, True, False]]
     new = attend(attention, text[:, :1], media, torch.zeros(1, 1, dtype=torch.long), past=3)
@@ -213,26 +217,25 @@ def test_new_tokens_after_the_last_image_attend_nothing_in_the_first_version():
 
 def test_image_tokens_beyond_the_images_attend_the_last_one():
     locations = row_of(0, length=3)
-    media = Media(torch.randn(1, LATENTS, VISUAL_WIDTH), locations, IMAGE_ID)
+    media = Media(ImageLatents(torch.randn(1, LATENTS, VISUAL_WIDTH)), locations, IMAGE_ID)
     assert media.place(torch.full((1, 2), IMAGE_ID), past=3).images.tolist() == [0]
 
 
 def test_keys_and_values_are_computed_once_without_gradients_and_anew_with_them():
-    locations = row_of(0, length=3)
-    attention, _, latents = random_parts(locations)
-    media = Media(latents, locations, IMAGE_ID)
+    attention, _, values = random_parts(row_of(0, length=3))
+    latents = ImageLatents(values)
     with inputs_seen([attention.to_kv]) as seen:
         for _ in range(3):
             with torch.no_grad():
-                media.keys_values(attention)
+                latents.keys_values(attention)
         assert len(seen) == 1
         for _ in range(3):
-            media.keys_values(attention)
+            latents.keys_values(attention)
         assert len(seen) == 4
 
 
 def test_outside_a_call_nothing_is_attended_also_after_an_error():
-    media = Media(torch.randn(1, LATENTS, VISUAL_WIDTH), row_of(0, length=3), IMAGE_ID)
+    media = Media(ImageLatents(torch.randn(1, LATENTS, VISUAL_WIDTH)), row_of(0, length=3), IMAGE_ID)
     with pytest.raises(KeyError), conditioned(media):
         raise KeyError
     assert attended_media(1) is None
