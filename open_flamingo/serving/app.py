@@ -22,7 +22,6 @@ from open_flamingo.instruction_tuning.inferencer import Inferencer
 from open_flamingo.serving.asking import Desk
 from open_flamingo.serving.batcher import Batcher, Busy, Closing
 from open_flamingo.serving.guard import ApiKey, BodyLimit, SameOrigin
-from open_flamingo.serving.heap import settled
 from open_flamingo.serving.intake import Limits, RequestError
 from open_flamingo.serving.metrics import Measured, Metrics
 from open_flamingo.serving.routes import router
@@ -117,7 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.watch(lambda: batcher.waiting)
     app.state.desk = Desk(settings, inferencer, batcher, metrics, limits_of(settings), int(time.time()))
     log_what_is_served(settings, inferencer)
-    with draining(batcher), settled():
+    with draining(batcher):
         yield
     await asyncio.to_thread(batcher.close)
 

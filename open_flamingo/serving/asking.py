@@ -5,7 +5,6 @@ import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -142,51 +141,31 @@ class Desk:
         return ids
 
 
-class Ear:
-    """Hears in the thread that answers, and tells it in the loop that it was made in.
-
-    It knows nothing of its ask: an ask that its own ear held would keep its images until the next collection of garbage.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._heard: asyncio.Queue[Piece | None] = asyncio.Queue()
-
-    def hear(self, number: int, text: str) -> None:
-        """Take an answer's next piece."""
-        self._put((number, text))
-
-    def end(self, _: Future[list[Answer]]) -> None:
-        """Take that there is nothing more to hear."""
-        self._put(None)
-
-    async def next(self) -> Piece | None:
-        """The next piece, or None at the end."""
-        return await self._heard.get()
-
-    def _put(self, piece: Piece | None) -> None:
-        self._loop.call_soon_threadsafe(self._heard.put_nowait, piece)
-
-
 class Exchange:
     """An ask under way, and what was heard of it."""
 
     def __init__(self, desk: Desk, client: Client, ask: Ask, *, streams: bool) -> None:
         self.id = uuid.uuid4().hex
         self.desk, self.client, self.ask = desk, client, ask
-        self._ear = Ear()
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
+        self._heard = heard
+
+        # what the ask calls must not know this exchange, and with it the ask: images would stay until the next collection
+        def put(piece: Piece | None) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, piece)
+
         if streams:
-            ask.listen = self._ear.hear
+            ask.listen = lambda number, text: put((number, text))
         try:
             desk.batcher.submit(ask)
         except ValueError as error:
             raise RequestError(400, str(error)) from error
-        ask.future.add_done_callback(self._ear.end)
+        ask.future.add_done_callback(lambda _: put(None))
 
     async def first(self) -> Piece | None:
         """The first piece, or None at the end. Raises RequestError at the time limit, and if the client goes away."""
         try:
-            return await self.client.unless_gone(self._ear.next())
+            return await self.client.unless_gone(self._heard.get())
         except (RequestError, asyncio.CancelledError):
             await self.close()
             raise
@@ -196,7 +175,7 @@ class Exchange:
         piece = first
         while piece is not None:
             yield piece
-            piece = await self.client.in_time(self._ear.next())
+            piece = await self.client.in_time(self._heard.get())
 
     def answers(self) -> list[Answer]:
         """The answers, at the end. Raises Closing, or RequestError for what went wrong inside."""
